@@ -1,0 +1,48 @@
+# `make test` and `make demo` are complete on a fresh machine: they first make a virtual environment.
+# VENV=DIR takes another place for it, PYTHON=NAME another interpreter.
+VENV ?= .venv
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+BIN := $(VENV)/bin
+PIP_INSTALL := -m pip install --no-input --disable-pip-version-check
+FRESH := build/constraints
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types drill constraints clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+demo: $(VENV)/installed ## Build the embedded world and a picture of it, in demo/
+	$(BIN)/mmrlhf world --out demo/world --preview demo/world.png
+
+test: $(VENV)/installed ## Run the tests that take seconds
+	$(BIN)/pytest -m "not slow" -n 2
+
+drill: $(VENV)/installed ## Run the tests that take minutes
+	$(BIN)/pytest -m slow
+
+lint: $(VENV)/installed ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed ## Check types
+	$(BIN)/mypy
+
+constraints: ## Rewrite constraints.txt from the newest versions that pyproject.toml allows
+	rm -rf $(FRESH)
+	$(PYTHON) -m venv $(FRESH)
+	$(FRESH)/bin/python $(PIP_INSTALL) -e '.[dev]'
+	$(FRESH)/bin/python dev/constraints.py > $(FRESH)/constraints.txt
+	mv $(FRESH)/constraints.txt constraints.txt
+	rm -rf $(FRESH)
+
+clean: ## Remove what can be made again, but for the virtual environment
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo
+	find src tests dev -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[dev]'
+	touch $@

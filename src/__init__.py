@@ -1,0 +1,3 @@
+"""Align multimodal language models with ranked human preferences."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,10 @@
+"""`python -m mmrlhf` is the command `mmrlhf`."""
+
+from __future__ import annotations
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""What data modules hand to models: NamedTuples of tensors, and the packing that makes them.
+
+One row holds a prefix (chat template, media, and what all continuations share) and any number of segments after
+it. A segment sees the prefix and itself, and its positions go on from the prefix's end: each (prefix, segment)
+is computed exactly as if it stood alone, and the prefix is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+"""The label of a token that is not supervised, as torch's cross entropy has it."""
+PREFIX, PADDING = 0, -1
+"""Segment numbers with a meaning; continuations count from 1."""
+
+
+class Continuation(NamedTuple):
+    """One segment of a row: `given` is context, `supervised` is what the model learns to say."""
+
+    given: Tensor  # (tokens,)
+    supervised: Tensor  # (tokens,)
+
+
+class PackedRows(NamedTuple):
+    """Rows of one prefix and its segments, padded to the longest on the right."""
+
+    input_ids: Tensor  # (rows, tokens)
+    position_ids: Tensor  # (rows, tokens): restarted after the prefix for every segment
+    segment_ids: Tensor  # (rows, tokens): PREFIX, 1, 2, ..., PADDING
+    labels: Tensor  # (rows, tokens): the token itself where supervised, else IGNORED
+    features: dict[str, Tensor]  # pixels and their shapes, as the processor names them
+
+
+class PackedQueries(NamedTuple):
+    """Ranked queries, one row each, with what is known of every response; the responses of a row are consecutive."""
+
+    rows: PackedRows
+    pairs: Tensor  # (pairs, 2): indices into the batch's responses, the winner first
+    rewards: Tensor  # (responses,)
+    reference_logps: Tensor  # (responses,): summed over the supervised tokens
+
+
+def pack(
+    prefixes: Sequence[Tensor],
+    continuations: Sequence[Sequence[Continuation]],
+    features: Mapping[str, Tensor],
+    pad: int,
+) -> PackedRows:
+    """Lay prefixes and their continuations out as rows.
+
+    >>> row = pack([torch.tensor([5, 6])], [[Continuation(torch.tensor([7]), torch.tensor([8]))] * 2], {}, pad=0)
+    >>> row.input_ids.tolist(), row.position_ids.tolist(), row.segment_ids.tolist()
+    ([[5, 6, 7, 8, 7, 8]], [[0, 1, 2, 3, 2, 3]], [[0, 0, 1, 1, 2, 2]])
+    >>> row.labels.tolist()
+    [[-100, -100, -100, 8, -100, 8]]
+    """
+    if len(prefixes) != len(continuations):
+        raise ValueError(f"pack: {len(prefixes)} prefixes for {len(continuations)} rows of continuations")
+    columns = [_row(prefix, segments) for prefix, segments in zip(prefixes, continuations, strict=True)]
+    fills = (pad, 0, PADDING, IGNORED)
+    stacked = [
+        torch.nn.utils.rnn.pad_sequence([row[kind] for row in columns], batch_first=True, padding_value=fill)
+        for kind, fill in enumerate(fills)
+    ]
+    ids, positions, numbers, labels = stacked
+    return PackedRows(ids, positions, numbers, labels, dict(features))
+
+
+def _row(prefix: Tensor, segments: Sequence[Continuation]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ids, positions, segment numbers and labels of one row."""
+    start, ids = len(prefix), [prefix]
+    positions, numbers = [torch.arange(start)], [torch.full((start,), PREFIX)]
+    labels = [torch.full((start,), IGNORED)]
+    for number, segment in enumerate(segments, start=1):
+        length = len(segment.given) + len(segment.supervised)
+        ids += [segment.given, segment.supervised]
+        positions.append(torch.arange(start, start + length))
+        numbers.append(torch.full((length,), number))
+        labels += [torch.full_like(segment.given, IGNORED), segment.supervised]
+    return torch.cat(ids), torch.cat(positions), torch.cat(numbers), torch.cat(labels)
+
+
+def visible(segment_ids: Tensor) -> Tensor:
+    """Which token may look at which, (rows, 1, tokens, tokens): back to the prefix and to its own segment.
+
+    Padding looks at itself alone, so that no softmax runs over nothing.
+
+    >>> visible(torch.tensor([[0, 1, 2]]))[0, 0].int().tolist()
+    [[1, 0, 0], [1, 1, 0], [1, 0, 1]]
+    """
+    query, key = segment_ids[:, :, None], segment_ids[:, None, :]
+    tokens = segment_ids.shape[1]
+    causal = torch.ones(tokens, tokens, dtype=torch.bool, device=segment_ids.device).tril()
+    allowed = causal & ((query == key) | (key == PREFIX)) & (key != PADDING)
+    return (allowed | torch.eye(tokens, dtype=torch.bool, device=segment_ids.device))[:, None]

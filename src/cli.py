@@ -1,0 +1,132 @@
+"""The roof: every verb is wired here, once, and its options are the keyword arguments of a function.
+
+A verb is a line of `VERBS`. Its help is the docstring of its function; its options, their types and their
+defaults are the function's signature; a YAML file holds the same names. There is no other configuration.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import json as jsonlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import __doc__ as purpose
+from . import __version__, environment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+# In the order of the pipeline; `env` last. A verb's module is imported when the verb runs, not before.
+VERBS = {
+    "world": "mmrlhf.world.build:world",
+    "env": "mmrlhf.cli:env",
+}
+
+
+def main(argv: Sequence[str] | None = None, verbs: Mapping[str, str] = VERBS) -> int:
+    """Run one verb and return the exit status: 0, 2 for what the user can cure, 130 when interrupted.
+
+    Environment: `MMRLHF_TRACEBACK=1` shows where a user error was raised; `MMRLHF_LOG=debug` says more.
+    """
+    verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if verb in {"-h", "--help"}:
+        print(overview(verbs))
+        return 0
+    if verb == "--version":
+        print(__version__)
+        return 0
+    try:
+        _run(verb, rest, verbs)
+    except (ValueError, OSError) as error:
+        if os.environ.get("MMRLHF_TRACEBACK") == "1":
+            raise
+        prog = f"mmrlhf {verb}" if verb in verbs else "mmrlhf"
+        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"mmrlhf {verb}: interrupted; the same command continues from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(verb: str, argv: Sequence[str], verbs: Mapping[str, str]) -> None:
+    if verbs.get(verb) == VERBS["env"] and set(argv) <= {"--json", "--load"}:
+        # The parser stands on packages whose failure `env` is there to report.
+        env(json="--json" in argv, load="--load" in argv)
+        return
+    from .options import did_you_mean, read_options
+
+    if verb not in verbs:
+        raise ValueError(f"unknown verb {verb!r}{did_you_mean(verb, verbs)} (verbs: {', '.join(verbs)})")
+    _start_logging(os.environ.get("MMRLHF_LOG", "info"))
+    function = verb_function(verb, verbs)
+    function(**read_options(function, f"mmrlhf {verb}", argv))
+
+
+def verb_function(verb: str, verbs: Mapping[str, str] = VERBS) -> Callable[..., None]:
+    """The function behind a verb; its module is imported now."""
+    module, name = verbs[verb].split(":")
+    function: Callable[..., None] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def overview(verbs: Mapping[str, str] = VERBS) -> str:
+    """The verbs, one line each; nothing of theirs is imported, so that it comes at once."""
+    width = max(map(len, verbs)) + 2
+    lines = [f"  {verb:<{width}}{summary(target)}" for verb, target in verbs.items()]
+    usage = "usage: mmrlhf VERB [--config FILE] [--option VALUE] ..."
+    more = "`mmrlhf VERB --help` explains a verb; `mmrlhf --version` prints the version."
+    return "\n".join([usage, "", purpose or "", "", *lines, "", more])
+
+
+def summary(target: str) -> str:
+    """The first line of the docstring of `module:function`, read from the source without importing it."""
+    module, name = target.split(":")
+    tree = ast.parse(_source(module).read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return (ast.get_docstring(node) or "").split("\n")[0]
+    raise LookupError(f"no function {name!r} in {module}")
+
+
+def _source(module: str) -> Path:
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)  # of the top alone: to find a child would import its parents
+    if spec is None or spec.origin is None:
+        raise LookupError(f"no module {module!r}")
+    return Path(spec.origin).parent.joinpath(*rest).with_suffix(".py") if rest else Path(spec.origin)
+
+
+def _start_logging(level: str) -> None:
+    known = ["debug", "info", "warning", "error"]
+    if level.lower() not in known:
+        raise ValueError(f"MMRLHF_LOG: expected one of {', '.join(known)}, got {level!r}")
+    handler, form = _log_handler()
+    logging.basicConfig(level=logging.WARNING, format=form, handlers=[handler])
+    logging.getLogger("mmrlhf").setLevel(level.upper())
+
+
+def _log_handler() -> tuple[logging.Handler, str]:
+    if not sys.stderr.isatty():  # rich would break the lines of a cluster's log file at 80 characters
+        return logging.StreamHandler(), "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    return RichHandler(console=Console(stderr=True), show_path=False, log_time_format="[%X]"), "%(message)s"
+
+
+def env(json: bool = False, load: bool = False) -> None:
+    """Print versions, devices and memory, for bug reports.
+
+    Args:
+        json: Print JSON instead of text.
+        load: Also import every package, to find those that are installed and broken (some seconds).
+    """
+    report = environment.describe(load)
+    print(jsonlib.dumps(report, indent=2) if json else environment.as_text(report))

@@ -1,0 +1,121 @@
+"""From the signature of a function to its command line: options, YAML files, help, and errors that suggest.
+
+jsonargparse reads types, defaults and docstrings; what is added here is the spelling (`--dashed-names`,
+`--flag/--no-flag`) and errors that fit on one line, name the file they stem from and suggest the right name.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, set_parsing_settings  # type: ignore[attr-defined]
+from omegaconf.errors import OmegaConfBaseException
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+
+def read_options(function: Callable[..., None], prog: str, argv: Sequence[str]) -> dict[str, Any]:
+    """The keyword arguments of `function` that the words of `argv` and its `--config` files stand for."""
+    parser = option_parser(function, prog)
+    try:
+        arguments = parser.parse_args([parser.dashed(word) for word in argv])
+    except OmegaConfBaseException as error:  # some of them are no ValueError
+        raise ValueError(f"interpolation: {error}") from error
+    arguments.pop("config", None)
+    return dict(parser.instantiate(arguments))
+
+
+def option_parser(function: Callable[..., None], prog: str) -> OptionParser:
+    """The parser of one function, made from its signature and its docstring."""
+    # A config may come from somebody else: it may name classes, but none that run commands or unpickle.
+    set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)
+    parser = OptionParser(
+        prog=prog,
+        description=(inspect.getdoc(function) or "").split("\nArgs:")[0],
+        parser_mode="omegaconf+",  # resolves ${...} after the command line, so that an override reaches it
+        print_config="--print-config",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "-c",
+        "--config",
+        action=_ConfigFile,
+        metavar="FILE",
+        help="YAML with values for the options below; repeatable. Of two values, the later on the line wins.",
+    )
+    parser.add_function_arguments(function, as_group=False)
+    return parser
+
+
+class OptionParser(ArgumentParser):
+    """jsonargparse with `--dashed-names`, `--flag/--no-flag`, and one-line errors with suggestions."""
+
+    def add_argument(self, *args: str, **kwargs: Any) -> Any:  # noqa: ANN401 - as the method it extends
+        """Add one option, spelt with dashes; a bool becomes a pair of flags."""
+        if kwargs.get("type") is bool:
+            del kwargs["type"]
+            kwargs["action"] = ActionYesNo(no_prefix="no-")
+        return super().add_argument(*(word.replace("_", "-") for word in args), **kwargs)
+
+    def dashed(self, word: str) -> str:
+        """`--max_parallel=2` as `--max-parallel=2` if that is an option; keys of a class stay as they are."""
+        name, equals, value = word.partition("=")
+        parts = name.split(".")
+        for cut in range(len(parts), 0, -1):
+            head = ".".join(parts[:cut]).replace("_", "-")
+            if head in self._option_string_actions:
+                return ".".join([head, *parts[cut:]]) + equals + value
+        return word
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what the parser found, as an error of the user."""
+        raise ValueError(self.explain(message)) from ex
+
+    def explain(self, message: str) -> str:
+        """A message of the parser on one line, with a suggestion where a name is unknown."""
+        message = " ".join(message.split())
+        if found := re.match(r"unrecognized arguments: ([^\s=]+)", message):
+            return f"unknown option {found[1]!r}{did_you_mean(found[1], self._option_string_actions)}"
+        if found := re.match(r"the following arguments are required: (.+)", message):
+            return f"required, but neither an option nor in a --config file: {found[1]}"
+        if found := re.match(r"Unexpected config: ?(.*)", message):
+            return f"expected lines of the form `key: value`, got {found[1] or 'none'}"
+        if found := re.fullmatch(r"(?:Group '(.+)' does not accept o|O)ption '(.+?)'(?: is .+)?", message):
+            key = ".".join(filter(None, found.groups()))
+            return f"unknown key {key!r}{did_you_mean(key, [action.dest for action in self._actions])}"
+        if found := re.match(r"Value not boolean: (.+)\.$", message):
+            flags = ", ".join(action.dest for action in self._actions if isinstance(action, ActionYesNo))
+            return f"expected true or false, got {found[1]!r} (for one of: {flags})"
+        message = re.sub(r"Expected a <class '(\w+)'>\. Got value:", r"expected \1, got", message)
+        return re.sub(r'^Parser key "([^"]+)":', r"\1:", message)
+
+
+class _ConfigFile(ActionConfigFile):
+    """`--config FILE`, whose errors name the file."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:  # noqa: ANN401
+        if not Path(values).is_file():
+            raise ValueError(f"config {values!r}: no such file")
+        try:
+            super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
+            # The parser compares keys only after everything is merged, when nobody knows their file any more.
+            parser.validate(cfg, skip_required=True)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"config {values!r}: {parser.explain(str(error))}") from error
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The nearest known name as the end of an error message, or nothing.
+
+    >>> did_you_mean("--quereis", ["--queries", "--seed"])
+    "; did you mean '--queries'?"
+    >>> did_you_mean("zebra", ["--queries", "--seed"])
+    ''
+    """
+    nearest = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""

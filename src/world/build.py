@@ -1,0 +1,184 @@
+"""The verb `world`: data with known truth, a tokenizer and a tiny trained policy, from a seed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import jsonl
+from ..fingerprint import of_value
+from ..ledger import Ledger
+from .annotator import Noise, annotate
+from .crowd import consensus
+from .media import render
+from .overlaps import plant
+from .plan import MIX, Planned, conversations, plan
+from .scenes import stream
+from .truth import truth
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from ..records import RankedQuery
+
+log = logging.getLogger(__name__)
+EDITION = 1
+"""Raised when the same seed gives another world than before."""
+
+
+def world(
+    out: Path,
+    seed: int = 0,
+    queries: int = 2000,
+    policy: bool = True,
+    preview: Path | None = None,
+    swap_noise: float = 0.0,
+    reason_noise: float = 0.0,
+    annotators: int = 1,
+    mix: dict[str, int] | None = None,
+    processes: int | None = None,
+    policy_steps: int = 500,
+) -> None:
+    """Make the embedded world: images, films, questions, ranked answers, their truth, and a tiny policy.
+
+    Run again with the same settings, it continues where it was stopped; a finished world is left as it is.
+
+    Args:
+        out: Folder of the world; created when missing.
+        seed: The same seed gives the same bytes on any machine.
+        queries: How many questions.
+        policy: Also train the tiny vision-language model (minutes); off: the data and the tokenizer alone.
+        preview: Draw a contact sheet of scenes, questions and ranked answers to this PNG.
+        swap_noise: Chance that an annotator swaps two neighbouring ranks.
+        reason_noise: Chance that an annotator's reason does not fit the answer.
+        annotators: People per question; more than one writes annotations.jsonl and a consensus.
+        mix: Weight of each category, as JSON; default: the proportions of the MM-RLHF data set.
+        processes: How many processes draw pictures; default: one per core.
+        policy_steps: Optimiser steps of the policy's training.
+    """
+    settings = _checked(seed, queries, swap_noise, reason_noise, annotators, mix)
+    marker = _claim(out, settings)
+    planned = plan(seed, queries, settings["mix"])
+    if not marker.get("data"):
+        write_data(out, planned, settings, processes or os.cpu_count() or 1)
+        marker = _mark(out, settings, {"data": True})
+    else:
+        log.info("%s: the data is there already", out)
+    if policy:
+        from .training import (
+            train_policy,
+        )  # late: importing torch costs seconds that the data alone does not need
+
+        train_policy(out, planned, seed=seed, steps=policy_steps)
+    if preview is not None:
+        from .preview import contact_sheet
+
+        contact_sheet(out, preview)
+        log.info("contact sheet: %s", preview)
+
+
+def _checked(
+    seed: int, queries: int, swap: float, reason: float, annotators: int, mix: Mapping[str, int] | None
+) -> dict[str, Any]:
+    """The settings that decide the bytes; a bad one is refused before anything is written."""
+    Noise(swap, reason)
+    if queries < 1:
+        raise ValueError(f"queries: expected one or more, got {queries}")
+    if annotators < 1:
+        raise ValueError(f"annotators: expected one or more, got {annotators}")
+    mix = dict(mix or MIX)
+    if set(mix) - set(MIX) or min(mix.values()) < 0 or not sum(mix.values()):
+        raise ValueError(f"mix: expected weights of 0 or more, not all 0, for {', '.join(MIX)}; got {mix}")
+    return {
+        "edition": EDITION,
+        "seed": seed,
+        "queries": queries,
+        "swap_noise": swap,
+        "reason_noise": reason,
+        "annotators": annotators,
+        "mix": mix,
+    }
+
+
+def _claim(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What is finished in the folder; a folder with another world, or with strange files, is refused."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "world.json"
+    if path.exists():
+        marker: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        there = marker["settings"]
+        other = [
+            f"{name} {there.get(name)!r} instead of {value!r}"
+            for name, value in settings.items()
+            if there.get(name) != value
+        ]
+        if other:
+            raise ValueError(f"{out}: holds a world with {'; '.join(other)}; give another --out, or remove it")
+        return marker
+    if any(out.iterdir()):
+        raise ValueError(f"{out}: expected an empty folder or a world, found other files; give another --out")
+    return _mark(out, settings, {"data": False})
+
+
+def _mark(out: Path, settings: Mapping[str, Any], done: Mapping[str, Any]) -> dict[str, Any]:
+    marker = {"settings": dict(settings), "digest": of_value(dict(settings)), **done}
+    with jsonl.replacing(out / "world.json") as file:
+        file.write(json.dumps(marker, indent=1).encode() + b"\n")
+    return marker
+
+
+def write_data(out: Path, planned: Sequence[Planned], settings: Mapping[str, Any], processes: int) -> None:
+    """Write media, raw, candidate, ranked, truth and overlap files and the tokenizer; finished pictures are kept."""
+    render(out / "media", planned, processes)
+    overlaps = plant(out / "media", planned, settings["seed"])
+    annotations = [_annotations(item, settings) for item in planned]
+    ledger = Ledger("world")
+    ledger.took(len(planned))
+    ledger.gave(jsonl.write(out / "ranked.jsonl", (consensus(versions) for versions in annotations)))
+    ledger.check()
+    jsonl.write(out / "raw.jsonl", conversations(list(planned)))
+    jsonl.write(out / "candidates.jsonl", (item.candidates for item in planned))
+    jsonl.write(out / "truth.jsonl", (_truth_row(item) for item in planned))
+    jsonl.write(out / "overlaps.jsonl", overlaps)
+    if settings["annotators"] > 1:
+        jsonl.write(out / "annotations.jsonl", _sheets(annotations))
+    _write_tokenizer(out, [consensus(versions) for versions in annotations])
+
+
+def _annotations(item: Planned, settings: Mapping[str, Any]) -> list[RankedQuery]:
+    noise = Noise(settings["swap_noise"], settings["reason_noise"])
+    return [
+        annotate(item.candidates, item.fact, stream(settings["seed"], "annotator", person, item.query.id), noise)
+        for person in range(settings["annotators"])
+    ]
+
+
+def _sheets(annotations: Iterable[Sequence[RankedQuery]]) -> Iterator[dict[str, Any]]:
+    """What each annotator said, one row per person and question."""
+    for versions in annotations:
+        for person, ranked in enumerate(versions):
+            yield {"annotator": f"annotator-{person}"} | ranked.to_json()
+
+
+def _truth_row(item: Planned) -> dict[str, Any]:
+    answers = [
+        {"model": response.model, "faults": list(faults)} | truth(item.fact, response.text)._asdict()
+        for response, faults in zip(item.candidates.responses, item.faults, strict=True)
+    ]
+    return {"id": item.query.id, "split": item.query.split, "fact": item.fact.to_json(), "responses": answers}
+
+
+def _write_tokenizer(out: Path, ranked: Sequence[RankedQuery]) -> None:
+    """Train the tokenizer on the text of the training split alone."""
+    from .policy import train_tokenizer
+
+    texts: list[str] = []
+    for row in ranked:
+        if row.query.split == "train":
+            texts.append(row.query.prompt)
+            for response in row.responses:
+                texts += [response.text, response.reason, response.critique]
+    train_tokenizer(texts).save_pretrained(out / "tokenizer")

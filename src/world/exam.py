@@ -1,0 +1,81 @@
+"""How often is a policy right? On held-out scenes, against chance and against the simulated models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from ..prompts import messages_of
+from ..stats import wilson
+from . import films
+from .policy import frames_of, respond
+from .truth import truth
+
+if TYPE_CHECKING:
+    from ..prompts import Part
+    from ..queries import Media
+    from .plan import Planned
+
+MOST = 60
+"""Test questions per category: more tell little more and cost seconds each."""
+
+
+def examine(model: Any, processor: Any, media: Path, planned: Sequence[Planned]) -> dict[str, dict[str, Any]]:  # noqa: ANN401
+    """Right answers per category: the policy's, a guesser's and each simulated model's, on the same questions."""
+    chosen = _chosen(planned)
+    frames = frames_of(processor)
+    rows: dict[str, dict[str, Any]] = {}
+    for item in track(chosen, "examining"):
+        answer = respond(model, processor, messages_of(item.query, lambda medium: open_part(media, medium, frames)))
+        for name in (item.fact.category, "all"):
+            row = rows.setdefault(name, {"questions": 0, "policy": 0, "chance": 0.0, "models": {}})
+            row["questions"] += 1
+            row["policy"] += truth(item.fact, answer).right
+            row["chance"] += item.fact.chance
+            for response in item.candidates.responses:
+                right, asked = row["models"].get(response.model, (0, 0))
+                row["models"][response.model] = (right + truth(item.fact, response.text).right, asked + 1)
+    return rows
+
+
+def _chosen(planned: Sequence[Planned]) -> list[Planned]:
+    taken: dict[str, int] = {}
+    chosen = []
+    for item in planned:
+        category = item.fact.category
+        if item.query.split == "test" and taken.get(category, 0) < MOST:
+            taken[category] = taken.get(category, 0) + 1
+            chosen.append(item)
+    return chosen
+
+
+def open_part(folder: Path, medium: Media, frames: int) -> Part:
+    """A medium as a part of a message: the upright picture, or evenly spread frames."""
+    if medium.kind == "video":
+        return films.sampled(films.frames(folder / medium.path), frames)
+    with Image.open(folder / medium.path) as image:
+        return image.convert("RGB")
+
+
+def show(accuracy: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the table, the policy with its 95 % interval."""
+    models = sorted({name for row in accuracy.values() for name in row["models"]})
+    table = Table("category", "questions", "chance", "policy [95 %]", *models, title="true answers on test scenes")
+    for name in sorted(accuracy, key=lambda name: (name == "all", name)):
+        row = accuracy[name]
+        value, low, high = wilson(row["policy"], row["questions"])[:3]
+        told = [f"{right / asked:.2f}" for right, asked in (row["models"].get(m, (0, 0)) for m in models) if asked]
+        table.add_row(
+            name,
+            str(row["questions"]),
+            f"{row['chance'] / row['questions']:.2f}",
+            f"{value:.2f} [{low:.2f}, {high:.2f}]",
+            *told,
+        )
+    Console().print(table)
