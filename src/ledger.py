@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _FIRST = 3  # item names kept per reason: enough to look one up, however many are skipped
-_FIELDS = ("stage", "in", "out", "skipped", "first", "fixed")
+_FIELDS = {"stage": str, "in": int, "out": int, "skipped": dict, "first": dict, "fixed": dict}
 
 
 class LedgerError(AssertionError):
@@ -88,8 +88,10 @@ class Ledger:
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Ledger:
         """Rebuild the account that `as_dict` described."""
-        if sorted(row) != sorted(_FIELDS):
-            raise ValueError(f"ledger: expected the fields {_FIELDS}, got {tuple(row)}; write it with as_dict")
+        sound = all(isinstance(row.get(name), kind) for name, kind in _FIELDS.items())
+        if not sound or len(row) > len(_FIELDS):
+            expected = ", ".join(f"{name} ({kind.__name__})" for name, kind in _FIELDS.items())
+            raise ValueError(f"ledger: expected {expected}, got {dict(row)!r:.200}; write it with as_dict")
         ledger = cls(row["stage"])
         ledger.took(row["in"])
         ledger.gave(row["out"])

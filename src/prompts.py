@@ -1,169 +1,69 @@
-"""How a query becomes tokens: chat templates, media, and user text that can never turn into structure.
+"""Every prompt that is not a user's: a template file and a function, the same in training and at inference.
 
-The chat template and the media are tokenised by the checkpoint's own processor, with a *hole* (a special token
-that the template does not use) where each user text belongs; the texts are tokenised apart, with special tokens
-split into plain characters, and put into the holes. So `<|im_end|>` typed by a user stays eight characters.
-One function serves training and inference, so the two cannot drift apart.
+A template is a text file with names in braces. Its digest is recorded with whatever was made with it, so a
+changed word is a changed fingerprint. A path in the config puts another file in its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
+from .fingerprint import of_text
+from .jsonl import dumps
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from .queries import Media, Query
-
-Frames = Sequence[Image.Image]
-Part = str | Image.Image | Frames
-"""One piece of a message: a text, a picture, or the frames of a film."""
+_FIELD = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
-class Message:
-    """One turn of a conversation; a part that is a sequence of pictures is a film."""
+class Template:
+    """A prompt with fields to fill.
 
-    role: str
-    parts: tuple[Part, ...]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A prompt as a model takes it."""
-
-    input_ids: Tensor
-    """(tokens,)"""
-    features: dict[str, Tensor]
-    """Pixels, grids and sizes, as the processor names them; nothing per token is in here."""
-    per_token: dict[str, Tensor]
-    """What some families tell of every token besides its id, (tokens,): token types, say."""
-    text_starts: tuple[int, ...]
-    """Where each user text begins, in tokens."""
-
-
-def messages_of(query: Query, load: Callable[[Media], Part]) -> list[Message]:
-    """A query as a conversation: system text, earlier turns, then the prompt with each medium at its place."""
-    messages = [Message("system", (query.system,))] if query.system else []
-    messages += [Message(turn.role, (turn.text,)) for turn in query.history]
-    parts: list[Part] = []
-    at = 0
-    for medium in sorted(query.media, key=lambda medium: medium.offset):
-        if medium.offset > at:
-            parts.append(query.prompt[at : medium.offset])
-        parts.append(load(medium))
-        at = medium.offset
-    return [*messages, Message("user", (*parts, query.prompt[at:]) if query.prompt[at:] else tuple(parts))]
-
-
-def encode_prompt(processor: Any, messages: Sequence[Message]) -> Encoded:  # noqa: ANN401 - transformers is untyped
-    """Encode a conversation up to the point where the assistant begins to speak."""
-    texts, images, videos = _sorted_parts(messages)
-    rendered, hole = _with_holes(processor, messages)
-    media: dict[str, Any] = {}
-    if images:
-        media["images"] = images
-    if videos:
-        media |= {"videos": videos, "do_sample_frames": False}
-    out = dict(processor(text=[rendered], return_tensors="pt", add_special_tokens=False, **media))
-    ids = out.pop("input_ids")[0]
-    out.pop("attention_mask", None)
-    holes = (ids == hole).nonzero().flatten().tolist()
-    if len(holes) != len(texts):
-        raise ValueError(
-            f"chat template: expected {len(texts)} user texts in it, found {len(holes)}; "
-            "a template must show every text part once"
-        )
-    pieces = [encode_text(processor.tokenizer, text) for text in texts]
-    per_token = {name: out.pop(name)[0] for name in list(out) if _is_per_token(out[name], len(ids))}
-    spliced = {
-        name: _splice(value, holes, [torch.zeros(len(p), dtype=value.dtype) for p in pieces])
-        for name, value in per_token.items()
-    }
-    features = {name: value for name, value in out.items() if isinstance(value, torch.Tensor)}
-    lengths = [len(piece) - 1 for piece in pieces]
-    starts = tuple(hole + sum(lengths[:place]) for place, hole in enumerate(holes))
-    return Encoded(_splice(ids, holes, pieces), features, spliced, starts)
-
-
-def encode_text(tokenizer: Any, text: str) -> Tensor:  # noqa: ANN401
-    """The token ids of a user's text, in which no special token can occur."""
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    found = set(ids) & set(tokenizer.all_special_ids)
-    if found:
-        raise ValueError(
-            f"tokenizer {type(tokenizer).__name__} made the special tokens {sorted(found)} from a user's "
-            "text; it must honour `split_special_tokens` (fast tokenizers do)"
-        )
-    return torch.tensor(ids, dtype=torch.long)
-
-
-def encode_response(processor: Any, text: str) -> Tensor:  # noqa: ANN401
-    """A response as it is supervised: its text, then the end of the turn."""
-    end = torch.tensor([processor.tokenizer.eos_token_id], dtype=torch.long)
-    return torch.cat([encode_text(processor.tokenizer, text), end])
-
-
-def _sorted_parts(messages: Sequence[Message]) -> tuple[list[str], list[Image.Image], list[np.ndarray]]:
-    texts: list[str] = []
-    images: list[Image.Image] = []
-    videos: list[np.ndarray] = []
-    for message in messages:
-        for part in message.parts:
-            if isinstance(part, str):
-                texts.append(part)
-            elif isinstance(part, Image.Image):
-                images.append(part)
-            else:
-                videos.append(np.stack([np.asarray(frame.convert("RGB")) for frame in part]))
-    return texts, images, videos
-
-
-def _with_holes(processor: Any, messages: Sequence[Message]) -> tuple[str, int]:  # noqa: ANN401
-    """The rendered template with a hole for every text, and the id of the hole."""
-    tokenizer = processor.tokenizer
-    for hole in _candidates(processor):
-        conversation = [{"role": m.role, "content": [_content(part, hole) for part in m.parts]} for m in messages]
-        rendered = processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-        if rendered.count(hole) == sum(isinstance(part, str) for message in messages for part in message.parts):
-            return rendered, tokenizer.convert_tokens_to_ids(hole)
-    raise ValueError(
-        f"chat template of {type(processor).__name__}: no special token is free to mark where user text "
-        f"goes; special tokens: {tokenizer.all_special_tokens}"
-    )
-
-
-def _candidates(processor: Any) -> list[str]:  # noqa: ANN401
-    """Special tokens that may serve as holes: none that the processor expands, padding first."""
-    taken = {value for name, value in vars(processor).items() if name.endswith("_token")}
-    free = sorted(set(processor.tokenizer.all_special_tokens) - taken)
-    return sorted(free, key=lambda token: token != processor.tokenizer.pad_token)
-
-
-def _content(part: Part, hole: str) -> dict[str, str]:
-    if isinstance(part, str):
-        return {"type": "text", "text": hole}
-    return {"type": "image" if isinstance(part, Image.Image) else "video"}
-
-
-def _is_per_token(value: object, tokens: int) -> bool:
-    return isinstance(value, torch.Tensor) and value.shape == (1, tokens)
-
-
-def _splice(row: Tensor, holes: Sequence[int], pieces: Sequence[Tensor]) -> Tensor:
-    """The row with the element at each hole replaced by a piece.
-
-    >>> _splice(torch.tensor([7, 0, 8]), [1], [torch.tensor([1, 2])])
-    tensor([7, 1, 2, 8])
+    >>> Template("ask", "Q: {question}").fill(question="Is {question} a field?")
+    'Q: Is {question} a field?'
     """
-    parts, start = [], 0
-    for hole, piece in zip(holes, pieces, strict=True):
-        parts += [row[start:hole], piece]
-        start = hole + 1
-    return torch.cat([*parts, row[start:]])
+
+    name: str
+    text: str
+
+    @cached_property
+    def fields(self) -> frozenset[str]:
+        """The names in braces."""
+        return frozenset(_FIELD.findall(self.text))
+
+    @property
+    def digest(self) -> str:
+        """The content hash that goes into fingerprints."""
+        return of_text(self.text)
+
+    def fill(self, **values: str) -> str:
+        """Put the values into their fields, in one pass: braces inside a value stay what they are."""
+        if self.fields != values.keys():
+            raise ValueError(
+                f"template {self.name!r}: expected the fields {sorted(values)}, the file has {sorted(self.fields)}"
+            )
+        return _FIELD.sub(lambda field: values[field[1]], self.text)
+
+
+def load_template(name: str | Path) -> Template:
+    """A template of this package by its name, or any other by its path."""
+    folder = files(__package__).joinpath("templates")
+    known = sorted(entry.name.removesuffix(".txt") for entry in folder.iterdir())
+    if str(name) in known:
+        return Template(str(name), folder.joinpath(f"{name}.txt").read_text("utf-8").rstrip("\n"))
+    if not Path(name).is_file():
+        raise ValueError(f"template {str(name)!r}: expected one of {', '.join(known)}, or the path of a text file")
+    return Template(str(name), Path(name).read_text("utf-8").rstrip("\n"))
+
+
+def critique_prompt(template: Template, question: str, response: str) -> str:
+    """What the reward model is asked: to judge one response; its critique is the answer."""
+    return template.fill(question=question, response=response)
+
+
+def enhance_prompt(template: Template, question: str, response: str, reason: str) -> str:
+    """What an enhancer is asked: to write a person's short comment out; the material is quoted as JSON."""
+    return template.fill(question=dumps(question), response=dumps(response), reason=dumps(reason))

@@ -247,7 +247,8 @@ def test_several_other_parts_are_all_named():
         Fingerprint(PARTS).require(Fingerprint(PARTS | {"data": OTHER, "model": OTHER}))
     assert str(caught.value) == (
         f"the file was made with another model (00000000.. instead of {PARTS['model'][:8]}..) "
-        f"and another data (00000000.. instead of {PARTS['data'][:8]}..); make it again or choose another file"
+        f"and another data (00000000.. instead of {PARTS['data'][:8]}..); "
+        "make it again or choose another file"
     )
 
 

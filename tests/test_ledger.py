@@ -155,13 +155,30 @@ def test_json_made_from_an_account_does_not_change_it():
     assert ledger == imported()
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [{"in": -1}, {"in": True}, {"out": 1.0}, {"skipped": {"nul": "6"}}, {"fixed": {"bom": None}}, {"x": 1}],
-)
+NO_ACCOUNTS = {
+    "negative": {"in": -1},
+    "a truth value": {"in": True},
+    "a fraction": {"out": 1.0},
+    "a list": {"skipped": []},
+    "a text as count": {"skipped": {"nul": "6"}},
+    "no count": {"fixed": {"bom": None}},
+    "no stage": {"stage": None},
+    "one field more": {"x": 1},
+}
+
+
+@pytest.mark.parametrize("fault", NO_ACCOUNTS)
 def test_json_that_is_no_account_is_refused(fault):
     with pytest.raises(ValueError, match="expected"):
-        Ledger.from_dict(imported().as_dict() | fault)
+        Ledger.from_dict(imported().as_dict() | NO_ACCOUNTS[fault])
+
+
+@pytest.mark.parametrize("field", sorted(Ledger("import").as_dict()))
+def test_json_that_lacks_a_field_is_no_account(field):
+    row = imported().as_dict()
+    del row[field]
+    with pytest.raises(ValueError, match=r"ledger: expected stage \(str\), in \(int\)"):
+        Ledger.from_dict(row)
 
 
 @pytest.mark.parametrize("name", ["took", "gave"])

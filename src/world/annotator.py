@@ -87,9 +87,7 @@ def _swapped(ranks: Sequence[int], rng: random.Random, swap: float) -> list[int]
 def _annotated(
     response: Response, fact: Fact, mark: Marks, verdict: Verdict, rank: int, rng: random.Random, noise: Noise
 ) -> Response:
-    told = verdict
-    if rng.random() < noise.reason:
-        told = verdict._replace(right=not verdict.right, hallucinated=not verdict.hallucinated and verdict.right)
+    told = _misjudged(fact, verdict) if rng.random() < noise.reason else verdict
     return replace(
         response,
         rank=rank,
@@ -97,6 +95,12 @@ def _annotated(
         reason=_reason(fact, response.text, told, rng),
         critique=_critique(fact, response.text, told),
     )
+
+
+def _misjudged(fact: Fact, verdict: Verdict) -> Verdict:
+    """The verdict of someone who looked at another answer: right is wrong, wrong is right."""
+    right = not verdict.right
+    return verdict._replace(right=right, hallucinated=False, refused=fact.refuse and right, coverage=float(right))
 
 
 def _reason(fact: Fact, answer: str, verdict: Verdict, rng: random.Random) -> str:

@@ -40,7 +40,8 @@ def world(
     annotators: int = 1,
     mix: dict[str, int] | None = None,
     processes: int | None = None,
-    policy_steps: int = 500,
+    sight_steps: int = 220,
+    talk_steps: int = 360,
 ) -> None:
     """Make the embedded world: images, films, questions, ranked answers, their truth, and a tiny policy.
 
@@ -57,7 +58,8 @@ def world(
         annotators: People per question; more than one writes annotations.jsonl and a consensus.
         mix: Weight of each category, as JSON; default: the proportions of the MM-RLHF data set.
         processes: How many processes draw pictures; default: one per core.
-        policy_steps: Optimiser steps of the policy's training.
+        sight_steps: Optimiser steps in which the policy's vision tower learns to see.
+        talk_steps: Optimiser steps in which the policy learns to answer.
     """
     settings = _checked(seed, queries, swap_noise, reason_noise, annotators, mix)
     marker = _claim(out, settings)
@@ -72,7 +74,7 @@ def world(
             train_policy,
         )  # late: importing torch costs seconds that the data alone does not need
 
-        train_policy(out, planned, seed=seed, steps=policy_steps)
+        train_policy(out, planned, seed=seed, sight_steps=sight_steps, talk_steps=talk_steps)
     if preview is not None:
         from .preview import contact_sheet
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .scenes import COLOURS, FORMS, WORDS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -29,18 +31,38 @@ PAINT = {
     "black": (25, 25, 25),
     "sand": (190, 165, 130),
 }
+SEEN = ("nothing", *(f"{colour} {form}" for form in FORMS for colour in COLOURS), *WORDS, "hazard", "notice")
+"""What a point of a picture can show."""
 FRAMES_PER_SECOND = 8
+Size = tuple[int, int]
+Box = tuple[int, int, int, int]
+Fill = int | tuple[int, int, int]
 
 
 def picture(scene: Scene) -> Image.Image:
     """The scene as an RGB image."""
     image = Image.new("RGB", (scene.width, scene.height), PAINT[scene.ground])
+    draw = ImageDraw.Draw(image)
     for shape in scene.shapes:
-        _draw_shape(image, shape)
+        _draw_shape(draw, image.size, shape, PAINT[shape.colour])
     if scene.word:
-        _draw_word(image, scene.word)
+        draw.rectangle(_plate(image.size), fill=(250, 250, 250))
+        _draw_letters(image, scene.word)
     if scene.sign:
-        _draw_sign(image, scene.sign)
+        _draw_sign(draw, image.size, scene.sign)
+    return image
+
+
+def label_map(scene: Scene) -> Image.Image:
+    """The same scene painted with what is to be seen at each pixel: an index into `SEEN`."""
+    image = Image.new("L", (scene.width, scene.height), 0)
+    draw = ImageDraw.Draw(image)
+    for shape in scene.shapes:
+        _draw_shape(draw, image.size, shape, SEEN.index(shape.name))
+    if scene.word:
+        draw.rectangle(_plate(image.size), fill=SEEN.index(scene.word))
+    if scene.sign:
+        draw.rectangle(_corner(image.size), fill=SEEN.index(scene.sign))
     return image
 
 
@@ -49,54 +71,62 @@ def film(clip: Clip) -> list[Image.Image]:
     return [picture(clip.frame(index)) for index in range(clip.frames)]
 
 
-def _draw_shape(image: Image.Image, shape: Shape) -> None:
-    draw, paint = ImageDraw.Draw(image), PAINT[shape.colour]
-    half = shape.radius * min(image.size) // 1000
-    x, y = shape.x * image.width // 1000, shape.y * image.height // 1000
+def _draw_shape(draw: ImageDraw.ImageDraw, size: Size, shape: Shape, fill: Fill) -> None:
+    half = shape.radius * min(size) // 1000
+    x, y = shape.x * size[0] // 1000, shape.y * size[1] // 1000
     box = (x - half, y - half, x + half, y + half)
-    if shape.form == "circle":
-        draw.ellipse(box, fill=paint)
-    elif shape.form == "square":
-        draw.rectangle(box, fill=paint)
+    if shape.form == "ring":
+        draw.ellipse(box, outline=fill, width=max(half // 2, 2))
+    elif shape.form == "bar":
+        draw.rectangle((x - half, y - half * 2 // 5, x + half, y + half * 2 // 5), fill=fill)
     elif shape.form == "triangle":
-        draw.polygon([(x - half, y + half), (x + half, y + half), (x, y - half)], fill=paint)
+        draw.polygon([(x - half, y + half), (x + half, y + half), (x, y - half)], fill=fill)
     else:
         thin = max(half * 2 // 5, 1)
-        draw.rectangle((x - thin, y - half, x + thin, y + half), fill=paint)
-        draw.rectangle((x - half, y - thin, x + half, y + thin), fill=paint)
+        draw.rectangle((x - thin, y - half, x + thin, y + half), fill=fill)
+        draw.rectangle((x - half, y - thin, x + half, y + thin), fill=fill)
 
 
-def _draw_word(image: Image.Image, word: str) -> None:
-    """A white plate over the lowest third, the word as large as fits."""
+def _plate(size: Size) -> Box:
+    """Where a word stands: the lowest third."""
+    width, height = size
+    return width // 20, height * 70 // 100, width * 19 // 20, height * 97 // 100
+
+
+def _draw_letters(image: Image.Image, word: str) -> None:
+    """The word on its plate, as large as fits, in Pillow's bitmap font: FreeType's pixels differ by version."""
     font = ImageFont.load_default_imagefont()
     left, top, right, bottom = font.getbbox(word)
     letters = Image.new("L", (int(right - left), int(bottom - top)), 0)
     ImageDraw.Draw(letters).text((-left, -top), word, fill=255, font=font)
-    box = letters.getbbox()
-    assert box is not None
-    letters = letters.crop(box)
-    plate = (image.width // 20, image.height * 70 // 100, image.width * 19 // 20, image.height * 97 // 100)
-    ImageDraw.Draw(image).rectangle(plate, fill=(250, 250, 250))
-    width = min((plate[2] - plate[0]) * 9 // 10, (plate[3] - plate[1]) * 8 // 10 * letters.width // letters.height)
+    letters = letters.crop(letters.getbbox())
+    plate = _plate(image.size)
+    tallest = (plate[3] - plate[1]) * 8 // 10
+    width = min((plate[2] - plate[0]) * 9 // 10, tallest * letters.width // letters.height)
     size = (max(width, letters.width), max(width * letters.height // letters.width, letters.height))
     letters = letters.resize(size, Image.Resampling.NEAREST)
     corner = ((image.width - size[0]) // 2, (plate[1] + plate[3] - size[1]) // 2)
     image.paste((10, 10, 10), (*corner, corner[0] + size[0], corner[1] + size[1]), letters)
 
 
-def _draw_sign(image: Image.Image, sign: str) -> None:
-    """The upper right corner: a red-edged triangle warns, a blue-edged disc merely informs."""
-    draw = ImageDraw.Draw(image)
-    side = min(image.size) * 30 // 100
-    left, top = image.width - side - 2, 2
-    centre = left + side // 2
+def _corner(size: Size) -> Box:
+    """Where a sign stands: the upper right corner."""
+    side = min(size) * 30 // 100
+    return size[0] - side - 2, 2, size[0] - 2, 2 + side
+
+
+def _draw_sign(draw: ImageDraw.ImageDraw, size: Size, sign: str) -> None:
+    """A red-edged triangle warns, a blue-edged disc merely informs."""
+    left, top, right, bottom = _corner(size)
+    centre, side = (left + right) // 2, right - left
     width = max(side // 8, 2)
     if sign == "hazard":
-        corners = [(left, top + side), (left + side, top + side), (centre, top)]
+        corners = [(left, bottom), (right, bottom), (centre, top)]
         draw.polygon(corners, fill=PAINT["yellow"], outline=PAINT["red"], width=width)
     else:
-        draw.ellipse((left, top, left + side, top + side), fill=PAINT["white"], outline=PAINT["blue"], width=width)
-    draw.rectangle((centre - width // 2, top + side // 3, centre + width // 2, top + side * 4 // 5), fill=(10, 10, 10))
+        draw.ellipse((left, top, right, bottom), fill=PAINT["white"], outline=PAINT["blue"], width=width)
+    bar = (centre - width // 2, top + side // 3, centre + width // 2, top + side * 4 // 5)
+    draw.rectangle(bar, fill=(10, 10, 10))
 
 
 def jpeg(image: Image.Image, quality: int = 92) -> bytes:

@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ..prompts import messages_of
+from ..encoding import messages_of
 from ..stats import wilson
 from . import films
 from .policy import frames_of, respond
 from .truth import truth
 
 if TYPE_CHECKING:
-    from ..prompts import Part
+    from ..encoding import Part
     from ..queries import Media
     from .plan import Planned
 

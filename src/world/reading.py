@@ -13,7 +13,7 @@ from itertools import pairwise
 from .scenes import COLOURS, FORMS, SIZES
 
 FORM_NAMES = {name: form for form in FORMS for name in (form, form + ("es" if form.endswith("s") else "s"))}
-FORM_NAMES |= {"disc": "circle", "disk": "circle", "plus": "cross"}
+FORM_NAMES |= {"circle": "ring", "hoop": "ring", "stripe": "bar", "rectangle": "bar", "plus": "cross"}
 COLOUR_NAMES = {colour: colour for colour in COLOURS} | {"violet": "purple"}
 SIZE_NAMES = {size: size for size in SIZES} | {"big": "large", "little": "small", "tiny": "small"}
 NUMBERS = {
@@ -83,8 +83,8 @@ def affirmed(text: str, names: Mapping[str, str]) -> set[str]:
 def mentions(text: str) -> list[Mention]:
     """Every shape that the text names, with the color and size that belong to it.
 
-    >>> [(m.colour, m.form) for m in mentions("A large red circle and a square that is blue")]
-    [('red', 'circle'), ('blue', 'square')]
+    >>> [(m.colour, m.form) for m in mentions("A large red ring and a bar that is blue")]
+    [('red', 'ring'), ('blue', 'bar')]
     """
     return [_mention(clause, at) for clause in clauses(text) for at, word in enumerate(clause) if word in FORM_NAMES]
 
@@ -106,7 +106,7 @@ def _mention(clause: list[str], at: int) -> Mention:
 
 
 def loose_colours(text: str) -> set[str]:
-    """Colors stated without a form of their own: the "red" of "It is red, next to a blue circle"."""
+    """Colors stated without a form of their own: the "red" of "It is red, next to a blue ring"."""
     bound = {mention.colour for mention in mentions(text)}
     return affirmed(text, COLOUR_NAMES) - bound
 
@@ -114,7 +114,7 @@ def loose_colours(text: str) -> set[str]:
 def totals(text: str) -> set[str]:
     """Numbers said of all shapes ("three shapes"); if there are none, every number stated.
 
-    >>> totals("Three shapes: one circle and two squares")
+    >>> totals("Three shapes: one ring and two bars")
     {'3'}
     """
     flat = clauses(text)
@@ -125,7 +125,7 @@ def totals(text: str) -> set[str]:
 def letters(text: str) -> set[str]:
     """The option letters that an answer commits to.
 
-    >>> letters("The answer is (B)."), letters("A. red"), letters("A red circle")
+    >>> letters("The answer is (B)."), letters("A. red"), letters("A red ring")
     ({'B'}, {'A'}, set())
     """
     said = re.findall(r"(?:answer|option|choice)(?: is|:)? *\(?([A-E])\b", text)

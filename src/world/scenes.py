@@ -10,12 +10,15 @@ import random
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-FORMS = ("circle", "square", "triangle", "cross")
+FORMS = ("bar", "ring", "triangle", "cross")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
-SIZES = ("small", "large")
+RADIUS = {"small": 125, "large": 160}
+SIZES = tuple(RADIUS)
 PLAIN_WORDS = ("TEA", "BUS", "SUN", "MAP", "BOX", "KEY", "PEN", "OWL")
 FORBIDDEN_WORDS = ("BOMB", "GUN", "DRUG")
 WORDS = PLAIN_WORDS + FORBIDDEN_WORDS
+HOW_MANY = (5, 5, 4, 3, 3)
+"""The weights of one, two, ... five shapes in a scene."""
 GROUNDS = ("grey", "black", "sand")
 DIRECTIONS = ("left", "right", "up", "down")
 TRAVEL = 340
@@ -127,14 +130,16 @@ def draw_scene(rng: random.Random, *, word: str | None = None, sign: Sign = "", 
     cells = rng.sample([(column, row) for row in range(rows) for column in range(3)], 6)
     if sign:
         cells.remove((2, 0)) if (2, 0) in cells else None
-    names = rng.sample([(form, colour) for form in FORMS for colour in COLOURS], rng.randint(1, most))
+    names = rng.sample(
+        [(form, colour) for form in FORMS for colour in COLOURS], rng.choices(range(1, most + 1), HOW_MANY[:most])[0]
+    )
     shapes = [_shape(rng, form, colour, cell) for (form, colour), cell in zip(names, cells, strict=False)]
     return Scene(width, height, rng.choice(GROUNDS), tuple(shapes), word, sign)
 
 
 def _shape(rng: random.Random, form: str, colour: str, cell: tuple[int, int]) -> Shape:
     size = rng.choice(SIZES)
-    radius = 80 if size == "small" else 130
+    radius = RADIUS[size]
     slack = 160 - radius
     x = 167 + 333 * cell[0] + rng.randint(-slack, slack)
     y = 167 + 333 * cell[1] + rng.randint(-slack, slack)

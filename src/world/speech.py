@@ -69,7 +69,7 @@ def spoil(fact: Fact, fault: str, rng: random.Random) -> str:
 
 
 def _listed(shapes: list[Shape], rng: random.Random) -> str:
-    sized = rng.random() < 0.25
+    sized = rng.random() < 0.1
     names = [f"a {shape.size} {shape.name}" if sized else f"a {shape.name}" for shape in shapes]
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 

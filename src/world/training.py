@@ -1,36 +1,51 @@
-"""Training the tiny policy: resumable, with a progress bar, and examined at the end."""
+"""Training the tiny policy in two stages, resumable, with a progress bar, and examined at the end."""
 
 from __future__ import annotations
 
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import RichProgressBar
-from torch.utils.data import DataLoader, Sampler
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .. import jsonl
+from . import sft, sight
 from .exam import examine, show
-from .policy import build_model, build_processor, load_policy
-from .sft import ROWS_PER_STEP, SFTModule, TalkRows, collate
-
-if TYPE_CHECKING:
-    from .plan import Planned
+from .plan import Planned
+from .policy import PATCH, build_model, build_processor, load_policy
+from .sft import SFTModule, TalkRows, collate
+from .sight import SightModule, SightRows, look
 
 log = logging.getLogger(__name__)
 SAVE_EVERY = 50
 
 
+class Stage(NamedTuple):
+    """One training: what is trained, on which rows, how they become a batch, and how far."""
+
+    name: str
+    module: lightning.LightningModule
+    rows: Dataset[Any]
+    collate: Callable[[Any], Any]
+    rows_per_step: int
+    steps: int
+
+
 class StepBatches(Sampler[list[int]]):
     """The rows of every step from `first` on; it keeps its full length, so Lightning counts on from there."""
 
-    def __init__(self, steps: int, first: int) -> None:
+    def __init__(self, steps: int, rows_per_step: int, first: int) -> None:
         self.steps = steps
+        self.rows_per_step = rows_per_step
         self.first = first
 
     def __len__(self) -> int:
@@ -38,7 +53,7 @@ class StepBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.first, self.steps):
-            yield list(range(step * ROWS_PER_STEP, (step + 1) * ROWS_PER_STEP))
+            yield list(range(step * self.rows_per_step, (step + 1) * self.rows_per_step))
 
 
 class SaveWhole(lightning.Callback):
@@ -51,15 +66,17 @@ class SaveWhole(lightning.Callback):
         """Save when the step is due."""
         if trainer.global_step % SAVE_EVERY == 0:
             passing = self.path.with_name(self.path.name + ".tmp")
-            trainer.save_checkpoint(passing)
+            trainer.save_checkpoint(passing, weights_only=False)
             passing.replace(self.path)
+            told = ", ".join(f"{name} {value:.3f}" for name, value in trainer.callback_metrics.items())
+            log.info("%s: step %d of %d, %s", self.path.stem, trainer.global_step, trainer.max_steps, told)
 
 
-def train_policy(out: Path, planned: Sequence[Planned], seed: int, steps: int) -> None:
+def train_policy(out: Path, planned: Sequence[Planned], seed: int, sight_steps: int, talk_steps: int) -> None:
     """Train and save `out/policy` unless it is there; then show how often it is right on the test scenes."""
     folder = out / "policy"
     record = folder / "training.json"
-    settings = {"seed": seed, "steps": steps}
+    settings = {"seed": seed, "sight_steps": sight_steps, "talk_steps": talk_steps}
     if record.exists():
         there = json.loads(record.read_text("utf-8"))
         if there["settings"] != settings:
@@ -70,51 +87,76 @@ def train_policy(out: Path, planned: Sequence[Planned], seed: int, steps: int) -
         log.info("%s: the policy is there already", folder)
         show(there["accuracy"])
         return
-    _train(out, seed, steps)
+    if not folder.exists():
+        _train(out, seed, sight_steps, talk_steps)
     accuracy = examine(*load_policy(folder), out / "media", planned)
     with jsonl.replacing(record) as file:
         file.write(json.dumps({"settings": settings, "accuracy": accuracy}, indent=1).encode() + b"\n")
     show(accuracy)
 
 
-def _train(out: Path, seed: int, steps: int) -> None:
-    """From the last checkpoint, or from nothing, to a saved folder."""
+def _train(out: Path, seed: int, sight_steps: int, talk_steps: int) -> None:
+    """From what an earlier run left in `out/training`, or from nothing, to a saved folder."""
     from transformers import AutoTokenizer
 
-    folder, checkpoint = out / "policy", out / "policy.ckpt"
-    if folder.exists():
-        return
+    work = out / "training"
+    work.mkdir(exist_ok=True)
     processor = build_processor(AutoTokenizer.from_pretrained(out / "tokenizer", local_files_only=True))
-    module = SFTModule(build_model(processor.tokenizer, seed), steps)
-    first = _steps_done(checkpoint)
-    loader: DataLoader[Any] = DataLoader(
-        TalkRows(processor, seed),
-        batch_sampler=StepBatches(steps, first),
-        collate_fn=partial(collate, pad=processor.tokenizer.pad_token_id),
+    model = build_model(processor.tokenizer, seed)
+    tower, seeing = model.model.vision_tower, work / "tower.safetensors"
+    if not seeing.exists():
+        cut = partial(look, processor.image_processor, PATCH)
+        fit(
+            Stage("seeing", SightModule(tower, sight_steps), SightRows(seed), cut, sight.ROWS_PER_STEP, sight_steps),
+            work,
+        )
+        with jsonl.replacing(seeing) as file:
+            save_file(tower.state_dict(), file.name)
+    tower.load_state_dict(load_file(seeing))
+    tower.requires_grad_(False)
+    talk = partial(collate, pad=processor.tokenizer.pad_token_id)
+    fit(
+        Stage("talking", SFTModule(model, talk_steps), TalkRows(processor, seed), talk, sft.ROWS_PER_STEP, talk_steps),
+        work,
     )
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_steps=steps,
-        gradient_clip_val=1.0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        callbacks=[SaveWhole(checkpoint), RichProgressBar()],
-    )
-    trainer.fit(module, loader, ckpt_path=str(checkpoint) if first else None)
-    passing = folder.with_name("policy.tmp")
+    passing = out / "policy.tmp"
     shutil.rmtree(passing, ignore_errors=True)
-    module.model.save_pretrained(passing)
+    model.requires_grad_(True).save_pretrained(passing)
     processor.save_pretrained(passing)
-    passing.replace(folder)
-    checkpoint.unlink(missing_ok=True)
+    passing.replace(out / "policy")
+    shutil.rmtree(work)
 
 
-def _steps_done(checkpoint: Path) -> int:
-    import torch
-
-    if not checkpoint.exists():
-        return 0
-    return int(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"])
+def fit(stage: Stage, work: Path) -> None:
+    """Run a stage to its last step, from its last checkpoint if there is one."""
+    checkpoint = work / f"{stage.name}.ckpt"
+    first = 0
+    if checkpoint.exists():
+        first = int(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"])
+        log.info("%s: continues after step %d of %d", stage.name, first, stage.steps)
+    loader: DataLoader[Any] = DataLoader(
+        stage.rows,
+        batch_sampler=StepBatches(stage.steps, stage.rows_per_step, first),
+        collate_fn=stage.collate,
+    )
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        # Lightning warns of a loader that it cannot rewind; this one starts where the checkpoint ends.
+        warnings.filterwarnings("ignore", category=UserWarning)
+        trainer = lightning.Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_epochs=1,
+            max_steps=stage.steps,
+            gradient_clip_val=1.0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            log_every_n_steps=1,
+            callbacks=[SaveWhole(checkpoint), RichProgressBar()],
+        )
+        trainer.fit(stage.module, loader, ckpt_path=str(checkpoint) if first else None, weights_only=True)
+    if trainer.global_step != stage.steps:
+        raise ValueError(
+            f"{stage.name}: stopped after step {trainer.global_step} of {stage.steps}; the same command continues"
+        )

@@ -59,8 +59,8 @@ def truth(fact: Fact, answer: str) -> Verdict:
     """Judge a free-text answer against what is really to be seen.
 
     >>> from mmrlhf.world.scenes import Scene, Shape
-    >>> scene = Scene(64, 64, "grey", (Shape("circle", "red", "small", 300, 300, 80),))
-    >>> asked = Fact("colour", (scene,), subject="circle", expected="red")
+    >>> scene = Scene(64, 64, "grey", (Shape("ring", "red", "small", 300, 300, 80),))
+    >>> asked = Fact("colour", (scene,), subject="ring", expected="red")
     >>> truth(asked, "It's red, I think.").right, truth(asked, "red or blue").right
     (True, False)
     """
