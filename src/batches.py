@@ -96,5 +96,5 @@ def visible(segment_ids: Tensor) -> Tensor:
     query, key = segment_ids[:, :, None], segment_ids[:, None, :]
     tokens = segment_ids.shape[1]
     causal = torch.ones(tokens, tokens, dtype=torch.bool, device=segment_ids.device).tril()
-    allowed = causal & ((query == key) | (key == PREFIX)) & (key != PADDING)
+    allowed = causal & ((query == key) | (key == PREFIX)) & (key != PADDING) & (query != PADDING)
     return (allowed | torch.eye(tokens, dtype=torch.bool, device=segment_ids.device))[:, None]

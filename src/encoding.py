@@ -95,13 +95,19 @@ def encode_prompt(processor: Any, messages: Sequence[Message]) -> Encoded:  # no
 def encode_text(tokenizer: Any, text: str) -> Tensor:  # noqa: ANN401
     """The token ids of a user's text, in which no special token can occur."""
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    found = set(ids) & set(tokenizer.all_special_ids)
+    found = set(ids) & set(special_tokens(tokenizer).values())
     if found:
         raise ValueError(
             f"tokenizer {type(tokenizer).__name__} made the special tokens {sorted(found)} from a user's "
             "text; it must honour `split_special_tokens` (fast tokenizers do)"
         )
     return torch.tensor(ids, dtype=torch.long)
+
+
+def special_tokens(tokenizer: Any) -> dict[str, int]:  # noqa: ANN401
+    """Every token that is structure; `all_special_tokens` lists the named ones only."""
+    added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
 
 
 def encode_response(processor: Any, text: str) -> Tensor:  # noqa: ANN401
@@ -128,21 +134,28 @@ def _sorted_parts(messages: Sequence[Message]) -> tuple[list[str], list[Image.Im
 def _with_holes(processor: Any, messages: Sequence[Message]) -> tuple[str, int]:  # noqa: ANN401
     """The rendered template with a hole for every text, and the id of the hole."""
     tokenizer = processor.tokenizer
+    asked = sum(isinstance(part, str) for message in messages for part in message.parts)
     for hole in _candidates(processor):
-        conversation = [{"role": m.role, "content": [_content(part, hole) for part in m.parts]} for m in messages]
-        rendered = processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-        if rendered.count(hole) == sum(isinstance(part, str) for message in messages for part in message.parts):
+        rendered, bare = (_render(processor, messages, text) for text in (hole, ""))
+        if rendered.count(hole) == asked and hole not in bare:
             return rendered, tokenizer.convert_tokens_to_ids(hole)
     raise ValueError(
-        f"chat template of {type(processor).__name__}: no special token is free to mark where user text "
-        f"goes; special tokens: {tokenizer.all_special_tokens}"
+        f"chat template of {type(processor).__name__}: expected every user text in it once, and a special token that "
+        f"it does not use itself, to mark where text goes; special tokens: {sorted(special_tokens(tokenizer))}"
     )
+
+
+def _render(processor: Any, messages: Sequence[Message], text: str) -> str:  # noqa: ANN401
+    """The template with the same text in every place where a user's belongs."""
+    turns = [{"role": m.role, "content": [_content(part, text) for part in m.parts]} for m in messages]
+    rendered: str = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return rendered
 
 
 def _candidates(processor: Any) -> list[str]:  # noqa: ANN401
     """Special tokens that may serve as holes: none that the processor expands, padding first."""
     taken = {value for name, value in vars(processor).items() if name.endswith("_token")}
-    free = sorted(set(processor.tokenizer.all_special_tokens) - taken)
+    free = sorted(set(special_tokens(processor.tokenizer)) - taken)
     return sorted(free, key=lambda token: token != processor.tokenizer.pad_token)
 
 

@@ -61,6 +61,10 @@ def world(
         sight_steps: Optimiser steps in which the policy's vision tower learns to see.
         talk_steps: Optimiser steps in which the policy learns to answer.
     """
+    counts = {"queries": queries, "annotators": annotators, "sight_steps": sight_steps, "talk_steps": talk_steps}
+    for name, value in (counts | ({} if processes is None else {"processes": processes})).items():
+        if value < 1:
+            raise ValueError(f"{name}: expected one or more, got {value}")
     settings = _checked(seed, queries, swap_noise, reason_noise, annotators, mix)
     marker = _claim(out, settings)
     planned = plan(seed, queries, settings["mix"])
@@ -70,9 +74,7 @@ def world(
     else:
         log.info("%s: the data is there already", out)
     if policy:
-        from .training import (
-            train_policy,
-        )  # late: importing torch costs seconds that the data alone does not need
+        from .training import train_policy  # late: torch costs seconds that the data alone does not need
 
         train_policy(out, planned, seed=seed, sight_steps=sight_steps, talk_steps=talk_steps)
     if preview is not None:
@@ -87,10 +89,6 @@ def _checked(
 ) -> dict[str, Any]:
     """The settings that decide the bytes; a bad one is refused before anything is written."""
     Noise(swap, reason)
-    if queries < 1:
-        raise ValueError(f"queries: expected one or more, got {queries}")
-    if annotators < 1:
-        raise ValueError(f"annotators: expected one or more, got {annotators}")
     mix = dict(mix or MIX)
     if set(mix) - set(MIX) or min(mix.values()) < 0 or not sum(mix.values()):
         raise ValueError(f"mix: expected weights of 0 or more, not all 0, for {', '.join(MIX)}; got {mix}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
+from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -15,6 +16,7 @@ from ..encoding import messages_of
 from ..stats import wilson
 from . import films
 from .policy import frames_of, respond
+from .speech import SKILLS
 from .truth import truth
 
 if TYPE_CHECKING:
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
     from ..queries import Media
     from .plan import Planned
 
-MOST = 60
-"""Test questions per category: more tell little more and cost seconds each."""
+MOST = 200
+"""Test questions per category: more tell little more."""
 
 
 def examine(model: Any, processor: Any, media: Path, planned: Sequence[Planned]) -> dict[str, dict[str, Any]]:  # noqa: ANN401
@@ -65,17 +67,20 @@ def open_part(folder: Path, medium: Media, frames: int) -> Part:
 
 def show(accuracy: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the table, the policy with its 95 % interval."""
-    models = sorted({name for row in accuracy.values() for name in row["models"]})
-    table = Table("category", "questions", "chance", "policy [95 %]", *models, title="true answers on test scenes")
+    models = [skill.model for skill in SKILLS]
+    table = Table(
+        "category", "n", "chance", "policy", "95 %", *models, title="True answers on test scenes", box=box.SIMPLE
+    )
     for name in sorted(accuracy, key=lambda name: (name == "all", name)):
         row = accuracy[name]
-        value, low, high = wilson(row["policy"], row["questions"])[:3]
-        told = [f"{right / asked:.2f}" for right, asked in (row["models"].get(m, (0, 0)) for m in models) if asked]
+        policy = wilson(row["policy"], row["questions"])
+        told = [row["models"].get(model) for model in models]
         table.add_row(
             name,
             str(row["questions"]),
             f"{row['chance'] / row['questions']:.2f}",
-            f"{value:.2f} [{low:.2f}, {high:.2f}]",
-            *told,
+            f"{policy.value:.2f}",
+            f"{policy.low:.2f} to {policy.high:.2f}",
+            *("" if pair is None else f"{pair[0] / pair[1]:.2f}" for pair in told),
         )
     Console().print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -30,6 +31,8 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def render(folder: Path, planned: Sequence[Planned], processes: int) -> None:
     """Draw every picture and film that is not there yet; the number of processes changes no byte."""
+    for stale in folder.glob("*/*.tmp"):  # what a killed run left
+        shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
     work = list({item.query.group: item for item in planned}.values())  # one group, one picture
     if processes == 1 or len(work) < POOL_FROM:
         for item in track(work, "drawing"):

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from .. import jsonl
+from ..queries import Query
 from . import reading
 from .facts import LETTERS, Fact
 from .scenes import WORDS
@@ -71,6 +74,18 @@ def truth(fact: Fact, answer: str) -> Verdict:
         coverage = 0.0
     right = coverage == 1.0 and not hallucinated
     return Verdict(right, hallucinated, refused, _well_formed(fact, answer, refused), coverage)
+
+
+def judge(world: Path) -> Callable[[Query, str], Verdict]:
+    """The judge of a world on disk: the truth of an answer to any of its questions."""
+    facts = {row["id"]: Fact.from_json(row["fact"]) for row in jsonl.read(world / "truth.jsonl")}
+
+    def verdict(query: Query, answer: str) -> Verdict:
+        if query.id not in facts:
+            raise ValueError(f"{world / 'truth.jsonl'}: no question {query.id!r}; is this the world it comes from?")
+        return truth(facts[query.id], answer)
+
+    return verdict
 
 
 def _well_formed(fact: Fact, answer: str, refused: bool) -> bool:

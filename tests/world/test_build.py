@@ -13,11 +13,12 @@ from PIL import Image, ImageOps
 
 from mmrlhf import cli, jsonl
 from mmrlhf.fingerprint import of_tree
+from mmrlhf.queries import Query
 from mmrlhf.records import Candidates, RankedQuery
 from mmrlhf.world import films
 from mmrlhf.world.facts import Fact
 from mmrlhf.world.plan import MIX, plan, quotas, split_of
-from mmrlhf.world.truth import truth
+from mmrlhf.world.truth import judge, truth
 
 from .conftest import QUERIES
 
@@ -132,6 +133,15 @@ def test_every_question_has_its_responses_a_truth_and_at_least_one_pair(small_wo
             assert truth(fact, response.text) == tuple(
                 told[k] for k in ("right", "hallucinated", "refused", "format", "coverage")
             )
+
+
+def test_the_judge_of_a_world_knows_its_questions_and_no_others(small_world, ranked):
+    verdict = judge(small_world)
+    for row in ranked[:50]:
+        assert verdict(row.query, row.query.reference_answer).right
+        assert not verdict(row.query, "").right
+    with pytest.raises(ValueError, match="no question 'elsewhere'; is this the world it comes from"):
+        verdict(Query("elsewhere", "?"), "2")
 
 
 def test_raw_conversations_hold_every_question_and_some_have_several_turns(small_world, ranked):

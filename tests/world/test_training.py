@@ -11,7 +11,7 @@ from PIL import Image
 from mmrlhf import cli
 from mmrlhf.encoding import Message
 from mmrlhf.world import sight, training
-from mmrlhf.world.draw import SEEN, label_map, picture
+from mmrlhf.world.draw import PAINT, SEEN, label_map, picture
 from mmrlhf.world.policy import FRAMES, PATCH, SIDE, build_model, build_processor, load_policy, respond, train_tokenizer
 from mmrlhf.world.scenes import draw_scene, stream
 from mmrlhf.world.sft import SFTModule, TalkRows, collate
@@ -96,13 +96,11 @@ cli.main({["world", "--out", str(out), *SHORT]!r})
 def test_patch_labels_name_what_is_drawn_there():
     """Against the picture itself: a patch that is labelled with a color is mostly painted in it."""
     processor = build_processor(train_tokenizer(["x"], 300)).image_processor
-    from mmrlhf.world.draw import PAINT
-
     for number in range(20):
         scene = draw_scene(stream("labels", number), word="")
         seen = sight.look(processor, PATCH, [scene])
-        pixels = (seen.pixels * 0.5 + 0.5) * 255
-        tiles = pixels.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).flatten(4).flatten(2, 3)
+        raw = processor([picture(scene)], return_tensors="pt", do_rescale=False, do_normalize=False).pixel_values
+        tiles = raw.flatten(0, 1).float().unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).flatten(4).flatten(2, 3)
         for tile, labels in zip(tiles, seen.labels, strict=True):
             for place in labels.nonzero().flatten().tolist():
                 colour = SEEN[labels[place]].split()[0]

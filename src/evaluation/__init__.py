@@ -1,0 +1,4 @@
+"""Benchmarks behind one small face, judges, reports.
+
+Nothing stands here yet: the room is drawn so that the house can be seen whole.
+"""
