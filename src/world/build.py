@@ -41,7 +41,7 @@ def world(
     mix: dict[str, int] | None = None,
     processes: int | None = None,
     sight_steps: int = 220,
-    talk_steps: int = 360,
+    talk_steps: int = 560,
 ) -> None:
     """Make the embedded world: images, films, questions, ranked answers, their truth, and a tiny policy.
 

@@ -68,9 +68,9 @@ def open_part(folder: Path, medium: Media, frames: int) -> Part:
 def show(accuracy: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the table, the policy with its 95 % interval."""
     models = [skill.model for skill in SKILLS]
-    table = Table(
-        "category", "n", "chance", "policy", "95 %", *models, title="True answers on test scenes", box=box.SIMPLE
-    )
+    table = Table(title="True answers on test scenes", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for heading in ("category", "n", "chance", "policy", "95 %", *models):
+        table.add_column(heading, no_wrap=True)
     for name in sorted(accuracy, key=lambda name: (name == "all", name)):
         row = accuracy[name]
         policy = wilson(row["policy"], row["questions"])
@@ -80,7 +80,7 @@ def show(accuracy: Mapping[str, Mapping[str, Any]]) -> None:
             str(row["questions"]),
             f"{row['chance'] / row['questions']:.2f}",
             f"{policy.value:.2f}",
-            f"{policy.low:.2f} to {policy.high:.2f}",
+            f"{policy.low:.2f}-{policy.high:.2f}",
             *("" if pair is None else f"{pair[0] / pair[1]:.2f}" for pair in told),
         )
     Console().print(table)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 TEACHER = speech.Skill("teacher", 0.12)
 """Who is imitated: wrong often enough that alignment has something to mend."""
-ROWS_PER_STEP = 32
+ROWS_PER_STEP = 16
 STILL = {"plain": 84, "sign": 9, "writing": 7}
 MOVING = {"film": 78, "request": 18, "compare": 4}
 """What rows are about, by weight. Two steps show still pictures, long rows with many questions; the third shows

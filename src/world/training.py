@@ -107,7 +107,9 @@ def _train(out: Path, seed: int, sight_steps: int, talk_steps: int) -> None:
     if not seeing.exists():
         cut = partial(look, processor.image_processor, PATCH)
         fit(
-            Stage("seeing", SightModule(tower, sight_steps, seed), SightRows(seed), cut, sight.ROWS_PER_STEP, sight_steps),
+            Stage(
+                "seeing", SightModule(tower, sight_steps, seed), SightRows(seed), cut, sight.ROWS_PER_STEP, sight_steps
+            ),
             work,
         )
         with jsonl.replacing(seeing) as file:
