@@ -33,6 +33,7 @@ class PackedRows(NamedTuple):
     position_ids: Tensor  # (rows, tokens): restarted after the prefix for every segment
     segment_ids: Tensor  # (rows, tokens): PREFIX, 1, 2, ..., PADDING
     labels: Tensor  # (rows, tokens): the token itself where supervised, else IGNORED
+    previous: Tensor  # (rows, tokens): the column whose state predicts this token; 0 where none does, and for padding
     features: dict[str, Tensor]  # pixels and their shapes, as the processor names them
 
 
@@ -53,36 +54,59 @@ def pack(
 ) -> PackedRows:
     """Lay prefixes and their continuations out as rows.
 
+    The first token of every segment is predicted by the prefix's last, which need not be the column before it.
+
     >>> row = pack([torch.tensor([5, 6])], [[Continuation(torch.tensor([7]), torch.tensor([8]))] * 2], {}, pad=0)
     >>> row.input_ids.tolist(), row.position_ids.tolist(), row.segment_ids.tolist()
     ([[5, 6, 7, 8, 7, 8]], [[0, 1, 2, 3, 2, 3]], [[0, 0, 1, 1, 2, 2]])
     >>> row.labels.tolist()
     [[-100, -100, -100, 8, -100, 8]]
+    >>> row.previous.tolist()
+    [[0, 0, 1, 2, 1, 4]]
     """
     if len(prefixes) != len(continuations):
         raise ValueError(f"pack: {len(prefixes)} prefixes for {len(continuations)} rows of continuations")
     columns = [_row(prefix, segments) for prefix, segments in zip(prefixes, continuations, strict=True)]
-    fills = (pad, 0, PADDING, IGNORED)
+    fills = (pad, 0, PADDING, IGNORED, 0)
     stacked = [
         torch.nn.utils.rnn.pad_sequence([row[kind] for row in columns], batch_first=True, padding_value=fill)
         for kind, fill in enumerate(fills)
     ]
-    ids, positions, numbers, labels = stacked
-    return PackedRows(ids, positions, numbers, labels, dict(features))
+    ids, positions, numbers, labels, previous = stacked
+    return PackedRows(ids, positions, numbers, labels, previous, dict(features))
 
 
-def _row(prefix: Tensor, segments: Sequence[Continuation]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ids, positions, segment numbers and labels of one row."""
+def _row(prefix: Tensor, segments: Sequence[Continuation]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Ids, positions, segment numbers, labels and previous columns of one row."""
     start, ids = len(prefix), [prefix]
     positions, numbers = [torch.arange(start)], [torch.full((start,), PREFIX)]
     labels = [torch.full((start,), IGNORED)]
+    previous, at = [_columns_before(0, start, first=0)], start
     for number, segment in enumerate(segments, start=1):
         length = len(segment.given) + len(segment.supervised)
+        if not start and not len(segment.given) and len(segment.supervised):
+            raise ValueError(
+                f"pack: expected something before the supervised tokens of continuation {number}, got an empty prefix "
+                "and nothing given, so no state predicts its first token; put at least one token into either"
+            )
         ids += [segment.given, segment.supervised]
         positions.append(torch.arange(start, start + length))
         numbers.append(torch.full((length,), number))
         labels += [torch.full_like(segment.given, IGNORED), segment.supervised]
-    return torch.cat(ids), torch.cat(positions), torch.cat(numbers), torch.cat(labels)
+        previous.append(_columns_before(at, length, first=max(start - 1, 0)))
+        at += length
+    return torch.cat(ids), torch.cat(positions), torch.cat(numbers), torch.cat(labels), torch.cat(previous)
+
+
+def _columns_before(start: int, length: int, first: int) -> Tensor:
+    """The column before each of `length` columns from `start` on, but `first` for the first of them.
+
+    >>> _columns_before(7, 3, first=2)
+    tensor([2, 7, 8])
+    """
+    columns = torch.arange(start - 1, start + length - 1)
+    columns[:1] = first
+    return columns
 
 
 def visible(segment_ids: Tensor) -> Tensor:

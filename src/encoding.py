@@ -1,20 +1,25 @@
 """How a query becomes tokens: chat templates, media, and user text that can never turn into structure.
 
 The chat template and the media are tokenised by the checkpoint's own processor, with a *hole* (a special token
-that the template does not use) where each user text belongs; the texts are tokenised apart, with special tokens
-split into plain characters, and put into the holes. So `<|im_end|>` typed by a user stays eight characters.
+that the template does not use) where each user text belongs; the texts are tokenised apart, with special and other
+added tokens split into plain characters, and put into the holes. So `<|im_end|>` and `<tool_call>` typed by a user
+stay the characters that they are.
 One function serves training and inference, so the two cannot drift apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
+
+from .text import same
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,21 +98,59 @@ def encode_prompt(processor: Any, messages: Sequence[Message]) -> Encoded:  # no
 
 
 def encode_text(tokenizer: Any, text: str) -> Tensor:  # noqa: ANN401
-    """The token ids of a user's text, in which no special token can occur."""
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    found = set(ids) & set(special_tokens(tokenizer).values())
-    if found:
+    """The token ids of a user's text, in which no structure token can occur.
+
+    The tokenizer splits special tokens itself. Other added tokens it makes whatever it is told, so a text with one
+    is cut inside each, where it can no longer be recognised, and its pieces are encoded apart.
+    """
+    structure = structure_tokens(tokenizer)
+    ids = _plain_ids(tokenizer, text)
+    cut = not set(ids).isdisjoint(structure.values())
+    if cut:
+        ids = [number for piece in _cut(text, structure) for number in _plain_ids(tokenizer, piece)]
+    if found := set(ids) & set(structure.values()):
         raise ValueError(
-            f"tokenizer {type(tokenizer).__name__} made the special tokens {sorted(found)} from a user's "
-            "text; it must honour `split_special_tokens` (fast tokenizers do)"
+            f"tokenizer {type(tokenizer).__name__} made the added tokens {sorted(found)} from a user's "
+            "text; it must honour `add_special_tokens=False` and match added tokens as they are written"
+        )
+    if cut and not same(tokenizer.decode(ids, clean_up_tokenization_spaces=False), text):
+        raise ValueError(
+            f"tokenizer {type(tokenizer).__name__} cannot encode a text in pieces without changing it, so added "
+            "tokens in a user's text cannot be broken up; it must not put a space before a text"
         )
     return torch.tensor(ids, dtype=torch.long)
 
 
-def special_tokens(tokenizer: Any) -> dict[str, int]:  # noqa: ANN401
-    """Every token that is structure; `all_special_tokens` lists the named ones only."""
+def structure_tokens(tokenizer: Any) -> dict[str, int]:  # noqa: ANN401
+    """Every token, by its content, that may be structure: the special ones and all other added ones.
+
+    Not those that are no more than plain text: some tokenizers add single characters and runs of white space.
+    """
+    special = _special_tokens(tokenizer)
+    added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
+    return {text: number for text, number in added.items() if len(text.strip(" \t\r\n\u2581")) > 1} | special
+
+
+def _special_tokens(tokenizer: Any) -> dict[str, int]:  # noqa: ANN401
+    """The special tokens; `all_special_tokens` lists the named ones only."""
     added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return added | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+
+
+def _plain_ids(tokenizer: Any, text: str) -> list[int]:  # noqa: ANN401
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return ids
+
+
+def _cut(text: str, tokens: Iterable[str]) -> list[str]:
+    """The text in pieces, cut behind the first character of every token in it, overlapping ones too.
+
+    >>> _cut("a<b>c", ["<b>"])
+    ['a<', 'b>c']
+    """
+    found = re.finditer(f"(?={'|'.join(map(re.escape, tokens))})", text)
+    ends = [0, *(match.start() + 1 for match in found), len(text)]
+    return [text[start:end] for start, end in pairwise(ends) if start < end]
 
 
 def encode_response(processor: Any, text: str) -> Tensor:  # noqa: ANN401
@@ -135,13 +178,13 @@ def _with_holes(processor: Any, messages: Sequence[Message]) -> tuple[str, int]:
     """The rendered template with a hole for every text, and the id of the hole."""
     tokenizer = processor.tokenizer
     asked = sum(isinstance(part, str) for message in messages for part in message.parts)
-    for hole in _candidates(processor):
+    for hole in _free_tokens(processor):
         rendered, bare = (_render(processor, messages, text) for text in (hole, ""))
         if rendered.count(hole) == asked and hole not in bare:
             return rendered, tokenizer.convert_tokens_to_ids(hole)
     raise ValueError(
         f"chat template of {type(processor).__name__}: expected every user text in it once, and a special token that "
-        f"it does not use itself, to mark where text goes; special tokens: {sorted(special_tokens(tokenizer))}"
+        f"it does not use itself, to mark where text goes; special tokens: {sorted(_special_tokens(tokenizer))}"
     )
 
 
@@ -152,10 +195,10 @@ def _render(processor: Any, messages: Sequence[Message], text: str) -> str:  # n
     return rendered
 
 
-def _candidates(processor: Any) -> list[str]:  # noqa: ANN401
+def _free_tokens(processor: Any) -> list[str]:  # noqa: ANN401
     """Special tokens that may serve as holes: none that the processor expands, padding first."""
     taken = {value for name, value in vars(processor).items() if name.endswith("_token")}
-    free = sorted(set(special_tokens(processor.tokenizer)) - taken)
+    free = sorted(set(_special_tokens(processor.tokenizer)) - taken)
     return sorted(free, key=lambda token: token != processor.tokenizer.pad_token)
 
 

@@ -83,6 +83,13 @@ class Fields:
             raise RecordError(f"unknown fields {sorted(rest)}; known: {sorted(self._taken)}")
 
 
+def own(record: object, *names: str) -> None:
+    """Give a frozen record its own copies of the lists (as tuples) and mappings that it was made from."""
+    for name in names:
+        value = getattr(record, name)
+        object.__setattr__(record, name, dict(value) if isinstance(value, Mapping) else tuple(value))
+
+
 def one_of(value: object, known: tuple[str, ...], name: str) -> None:
     """Refuse a value that is not among the known ones."""
     if value not in known:

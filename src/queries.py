@@ -8,11 +8,28 @@ from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple, get_args
 
 from . import text
-from .fields import Fields, RecordError, one_of
+from .fields import Fields, RecordError, one_of, own
 
 Category = Literal["mcq", "long", "short", "safety", "video"]
 Split = Literal["train", "val", "test"]
 MediaKind = Literal["image", "video"]
+WRITTEN = frozenset(
+    [
+        "id",
+        "prompt",
+        "media",
+        "category",
+        "system",
+        "history",
+        "reference_answer",
+        "source",
+        "group",
+        "split",
+        "responses",
+        "ranking_reason",
+    ]
+)
+"""The fields that records write: those of a query, and those that candidates and ranked queries put beside them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +65,9 @@ class Media:
     def from_json(cls, row: object) -> Media:
         """The medium of `to_json`."""
         with Fields(row, "media") as fields:
-            return cls(fields.text("kind"), fields.text("path"), fields.integer("offset", 0))  # type: ignore[arg-type]
+            medium = cls(fields.text("kind"), fields.text("path"), fields.integer("offset", 0))  # type: ignore[arg-type]
+            fields.refuse_rest()
+            return medium
 
 
 class Turn(NamedTuple):
@@ -56,6 +75,14 @@ class Turn(NamedTuple):
 
     role: Literal["user", "assistant"]
     text: str
+
+    @classmethod
+    def from_json(cls, row: object) -> Turn:
+        """The turn of an entry of `history`; an unknown field is refused, for there is no place to keep it."""
+        with Fields(row, "history") as fields:
+            turn = cls(fields.text("role"), fields.text("text"))  # type: ignore[arg-type]
+            fields.refuse_rest()
+            return turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +103,15 @@ class Query:
     """Queries of one group (the same picture, the same film) never straddle a split."""
     split: Split | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the file that this record does not know, kept as they came."""
+    """Fields of the file that no record knows, kept as they came."""
 
     def __post_init__(self) -> None:
+        own(self, "media", "history", "meta")
+        if taken := sorted(WRITTEN & set(self.meta)):
+            raise RecordError(
+                f"meta: expected names that no record writes itself, got {taken}; rename them, or, where they are "
+                "meant, give them to the query's own fields or read the row as Candidates or RankedQuery"
+            )
         if not text.check_text(self.id, "id").strip():
             raise RecordError("id: expected a name, got an empty text")
         if not text.check_text(self.prompt, "prompt").strip():
@@ -108,7 +141,7 @@ class Query:
                 row[name] = getattr(self, name)
         if self.history:
             row["history"] = [{"role": turn.role, "text": turn.text} for turn in self.history]
-        return row | dict(self.meta)
+        return dict(self.meta) | row
 
     @classmethod
     def from_json(cls, row: object) -> Query:
@@ -119,14 +152,13 @@ class Query:
     @classmethod
     def take(cls, fields: Fields) -> Query:
         """Take a query's fields out of a larger record's."""
-        history = [Fields(turn, "history") for turn in fields.items("history")]
         return cls(
             id=fields.text("id"),
             prompt=fields.text("prompt"),
             media=tuple(Media.from_json(medium) for medium in fields.items("media")),
             category=fields.optional("category"),
             system=fields.text("system", ""),
-            history=tuple(Turn(turn.text("role"), turn.text("text")) for turn in history),  # type: ignore[arg-type]
+            history=tuple(Turn.from_json(turn) for turn in fields.items("history")),
             reference_answer=fields.text("reference_answer", ""),
             source=fields.text("source", ""),
             group=fields.text("group", ""),

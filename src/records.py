@@ -6,13 +6,13 @@ so nothing downstream checks again. `RankedQuery.pairs` is the only place where 
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 from . import text
-from .fields import Fields, RecordError, one_of
+from .fields import Fields, RecordError, one_of, own
 from .queries import Query
 
 PairStrategy = Literal["all", "adjacent", "best_worst", "hardest"]
@@ -45,6 +45,7 @@ class Response:
     """Written by an annotator to break a tie of all-bad or all-good answers."""
 
     def __post_init__(self) -> None:
+        own(self, "scores")
         for name in ("text", "model", "reason", "critique"):
             text.check_text(getattr(self, name), name)
         if self.rank is not None and (type(self.rank) is not int or self.rank < 0):
@@ -90,6 +91,7 @@ class Candidates:
     responses: tuple[Response, ...]
 
     def __post_init__(self) -> None:
+        own(self, "responses")
         if not self.responses:
             raise RecordError(f"responses: expected at least one for query {self.query.id!r}, got none")
 
@@ -114,6 +116,7 @@ class RankedQuery:
     ranking_reason: str = ""
 
     def __post_init__(self) -> None:
+        own(self, "responses")
         if len(self.responses) < 2:
             raise RecordError(f"responses: expected two or more for query {self.query.id!r}, got {len(self.responses)}")
         missing = [index for index, response in enumerate(self.responses) if response.rank is None]
@@ -211,7 +214,7 @@ class ResponseScore:
             raise RecordError(f"response: expected its place in the query, from 0, got {self.response!r}")
         for name in ("reward", "reference_logp"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
+            if value is not None and not _is_finite(value):
                 raise RecordError(f"{name}: expected a finite number or null, got {value!r}")
         if self.reward is None and self.reference_logp is None:
             raise RecordError(
@@ -243,3 +246,10 @@ class ResponseScore:
             )
             fields.refuse_rest()
             return score
+
+
+def _is_finite(value: object) -> bool:
+    """Whether it is a number that a float can hold; true and false are none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max

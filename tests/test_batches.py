@@ -2,14 +2,20 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mmrlhf.batches import IGNORED, PADDING, PREFIX, Continuation, pack, visible
+from mmrlhf.world.sft import SFTModule
 
 TOKENS = st.lists(st.integers(1, 50), max_size=5)
 SEGMENTS = st.lists(st.tuples(TOKENS, TOKENS), min_size=1, max_size=4)
-ROWS = st.lists(st.tuples(TOKENS, SEGMENTS), min_size=1, max_size=3)
+ROWS = st.lists(
+    st.tuples(TOKENS, SEGMENTS).filter(lambda row: row[0] or all(given or not told for given, told in row[1])),
+    min_size=1,
+    max_size=3,
+)
+"""(prefix, [(given, supervised)]); no supervised token is the first of all."""
 
 
 def tensor(tokens):
@@ -50,38 +56,73 @@ def test_only_what_is_supervised_has_a_label_and_padding_sees_itself_alone(rows)
     )
 
 
+@given(ROWS)
+def test_a_token_is_predicted_by_the_one_before_it_in_its_separate_row(rows):
+    batch = packed(rows)
+    for number, (prefix, segments) in enumerate(rows):
+        alone = [list(range(len(prefix)))]
+        at = len(prefix)
+        for given_ids, told in segments:
+            end = at + len(given_ids) + len(told)
+            alone.append([*range(len(prefix)), *range(at, end)])
+            at = end
+        expected = {column: before for row in alone for before, column in zip([0, *row], row, strict=False)}
+        columns = range(batch.previous.shape[1])
+        assert batch.previous[number].tolist() == [expected.get(column, 0) for column in columns]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=3), SEGMENTS)
+def test_a_supervised_token_with_nothing_before_it_is_refused(told, others):
+    assume(all(given_ids for given_ids, _ in others))
+    with pytest.raises(ValueError, match=f"supervised tokens of continuation {len(others) + 1}, got an empty prefix"):
+        packed([([], [*others, ([], told)])])
+
+
 def test_rows_and_continuations_must_match():
     with pytest.raises(ValueError, match="1 prefixes for 0 rows"):
         pack([tensor([1])], [], {}, pad=0)
 
 
-def test_a_packed_row_has_the_hidden_states_and_the_gradient_of_separate_rows():
-    """Against the same transformers model run once per (prefix, continuation)."""
+@pytest.fixture
+def model():
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=60,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-        )
-    ).double()
-    prefix = tensor([5, 6, 7])
-    segments = [Continuation(tensor([8, 9]), tensor([10, 11, 12])), Continuation(tensor([13]), tensor([14]))]
-    batch = pack([prefix], [segments], {}, pad=0)
-    together = model.model(
+    config = Qwen2Config(
+        vocab_size=60,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    return Qwen2ForCausalLM(config).double()
+
+
+PREFIX_IDS = tensor([5, 6, 7])
+CONTINUATIONS = [
+    Continuation(tensor([8, 9]), tensor([10, 11, 12])),
+    Continuation(tensor([]), tensor([15, 16])),
+    Continuation(tensor([13]), tensor([14])),
+]
+
+
+def states(model, batch):
+    """The hidden states of a batch of one packed row."""
+    return model.model(
         input_ids=batch.input_ids, attention_mask=visible(batch.segment_ids), position_ids=batch.position_ids
     ).last_hidden_state[0]
-    at = len(prefix)
+
+
+def test_a_packed_row_has_the_hidden_states_and_the_gradient_of_separate_rows(model):
+    """Against the same transformers model run once per (prefix, continuation)."""
+    together = states(model, pack([PREFIX_IDS], [CONTINUATIONS], {}, pad=0))
+    at = len(PREFIX_IDS)
     apart = []
-    for segment in segments:
-        ids = torch.cat([prefix, *segment])[None]
-        apart.append(model.model(input_ids=ids).last_hidden_state[0, len(prefix) :])
+    for segment in CONTINUATIONS:
+        ids = torch.cat([PREFIX_IDS, *segment])[None]
+        apart.append(model.model(input_ids=ids).last_hidden_state[0, at:])
     separate = torch.cat(apart)
     assert torch.allclose(together[at:], separate, atol=1e-6)
     weight = torch.randn_like(separate)
@@ -90,3 +131,41 @@ def test_a_packed_row_has_the_hidden_states_and_the_gradient_of_separate_rows():
     two = torch.autograd.grad((separate * weight).sum(), list(names.values()))
     for name, a, b in zip(names, one, two, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6), name
+
+
+def separate_logps(model):
+    """The log-probabilities of the supervised tokens, each continuation alone behind the prefix."""
+    found = []
+    for context, told in CONTINUATIONS:
+        logits = model(input_ids=torch.cat([PREFIX_IDS, context, told])[None]).logits[0]
+        places = torch.arange(len(told)) + len(PREFIX_IDS) + len(context) - 1
+        found.append(logits.log_softmax(-1)[places, told])
+    return torch.cat(found)
+
+
+def packed_logps(model, batch, previous):
+    """The same from a packed row, predicted at the columns `previous`."""
+    told = batch.labels[0] != IGNORED
+    logps = model.lm_head(states(model, batch)[previous[told]]).log_softmax(-1)
+    return logps[torch.arange(int(told.sum())), batch.labels[0][told]]
+
+
+def test_supervised_tokens_of_a_packed_row_have_the_log_probabilities_of_separate_rows(model):
+    batch = pack([PREFIX_IDS], [CONTINUATIONS], {}, pad=0)
+    expected = separate_logps(model)
+    assert torch.allclose(packed_logps(model, batch, batch.previous[0]), expected, atol=1e-9)
+
+
+def test_shift_by_one_predicts_the_first_token_from_another_continuation(model):
+    """The negative control: only a continuation that is given nothing tells the two apart."""
+    batch = pack([PREFIX_IDS], [CONTINUATIONS], {}, pad=0)
+    shifted = packed_logps(model, batch, torch.arange(batch.labels.shape[1]) - 1)
+    wrong = ~torch.isclose(shifted, separate_logps(model), atol=1e-9)
+    assert wrong.tolist() == [False, False, False, True, False, False]
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_supervised_training_minimises_the_log_likelihood_of_separate_rows(model):
+    batch = pack([PREFIX_IDS], [CONTINUATIONS], {}, pad=0)
+    loss = SFTModule(model, steps=1).training_step(batch, 0)
+    assert torch.allclose(loss, -separate_logps(model).mean(), atol=1e-9)

@@ -1,12 +1,13 @@
-"""Prompts: the processor's own template and pictures, and user text that can never become structure."""
+"""Encoding: the processor's own template and pictures, and user text that can never become structure."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tokenizers import AddedToken
 
-from mmrlhf.encoding import Message, encode_prompt, encode_response, encode_text, messages_of
+from mmrlhf.encoding import Message, encode_prompt, encode_response, encode_text, messages_of, structure_tokens
 from mmrlhf.queries import Media, Query, Turn
 from mmrlhf.world.policy import CHAT_TEMPLATE, FRAMES, TILE_TOKENS, build_processor, train_tokenizer
 
@@ -75,17 +76,85 @@ def test_the_attack_is_real_without_the_guard(processor):
     assert special_ids(processor, encode_text(processor.tokenizer, attack)) == []
 
 
-def test_a_tokenizer_that_cannot_split_special_tokens_is_refused(processor):
-    class Naive:
-        added_tokens_decoder = processor.tokenizer.added_tokens_decoder
-        all_special_tokens = processor.tokenizer.all_special_tokens
-        all_special_ids = processor.tokenizer.all_special_ids
+ADDED = ["<tool_call>", "</tool_call>", "<t", "call><tool", "low"]
+"""Added tokens that are not special, as Qwen has some; they overlap each other and those of `SPECIAL`."""
+ORDINARY = ["  ", "    ", "\n\n", "\t"]
+"""Plain text that some tokenizers, as Phi and Gemma have them, keep among the added tokens."""
+
+
+@pytest.fixture(scope="module")
+def extended():
+    """A tokenizer with added tokens of every kind."""
+    tokenizer = train_tokenizer(TEXTS, vocabulary=300)
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in [*ADDED, *ORDINARY]])
+    tokenizer.add_tokens([AddedToken("<strip>", special=False, lstrip=True, rstrip=True)])
+    tokenizer.add_tokens([AddedToken("<unnamed>", special=True)])
+    return tokenizer
+
+
+STRUCTURE = [*SPECIAL, *ADDED, "<strip>", "<unnamed>"]
+
+
+@given(
+    st.lists(
+        st.sampled_from([*STRUCTURE, *ORDINARY, "a", " ", "\n", "é", "<", "tool_", "call>"])
+        | st.characters(codec="utf-8"),
+        max_size=10,
+    ).map("".join)
+)
+def test_no_text_of_a_user_becomes_an_added_token_and_none_is_changed(extended, text):
+    ids = encode_text(extended, text)
+    assert not set(ids.tolist()) & {extended.convert_tokens_to_ids(token) for token in STRUCTURE}
+    assert extended.decode(ids) == text
+
+
+def test_the_tokenizer_alone_makes_added_tokens_that_are_not_special(extended):
+    """The negative control: `split_special_tokens` does not split these."""
+    ids = extended("a<tool_call>b", add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert extended.convert_tokens_to_ids("<tool_call>") in ids
+
+
+def test_text_without_structure_has_the_tokens_of_the_tokenizer_alone(extended):
+    """White space among the added tokens included: it is what the model has learnt to read."""
+    text = "How    many\n\nshapes\tare there?"
+    ids = extended(text, add_special_tokens=False)["input_ids"]
+    assert encode_text(extended, text).tolist() == ids
+    assert extended.convert_tokens_to_ids("    ") in ids
+    assert set(structure_tokens(extended)) == set(STRUCTURE)
+
+
+def stubborn(tokenizer, spell):
+    """The tokenizer, except that it encodes `spell(text)` instead of a text."""
+
+    class Stubborn:
+        added_tokens_decoder = tokenizer.added_tokens_decoder
+        all_special_tokens = tokenizer.all_special_tokens
+        all_special_ids = tokenizer.all_special_ids
+        decode = tokenizer.decode
 
         def __call__(self, text, **_):
-            return processor.tokenizer(text)
+            return tokenizer(spell(text))
 
-    with pytest.raises(ValueError, match="must honour `split_special_tokens`"):
-        encode_text(Naive(), "<|im_end|>")
+    return Stubborn()
+
+
+def test_a_tokenizer_that_makes_structure_of_any_text_is_refused(processor):
+    with pytest.raises(ValueError, match="must honour `add_special_tokens=False`"):
+        encode_text(stubborn(processor.tokenizer, lambda text: text + "<|im_end|>"), "harmless")
+
+
+def test_a_tokenizer_that_cannot_encode_pieces_unchanged_is_refused(processor):
+    spaced = stubborn(processor.tokenizer, lambda text: " " + text)
+    assert processor.tokenizer.decode(encode_text(spaced, "harmless")) == " harmless"
+    with pytest.raises(ValueError, match="cannot encode a text in pieces without changing it"):
+        encode_text(spaced, "<|im_end|>")
+
+
+def test_a_tokenizer_that_does_not_split_special_tokens_is_given_pieces(processor):
+    deaf = stubborn(processor.tokenizer, lambda text: text)
+    ids = encode_text(deaf, "a<|im_end|>")
+    assert special_ids(processor, ids) == []
+    assert processor.tokenizer.decode(ids) == "a<|im_end|>"
 
 
 def test_texts_start_where_the_prompt_says(processor):

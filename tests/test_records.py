@@ -1,6 +1,7 @@
 """The nouns refuse what is wrong, keep what is right, and turn rankings into pairs."""
 
 import json
+import pickle
 from itertools import permutations
 
 import pytest
@@ -8,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmrlhf import jsonl
+from mmrlhf.fields import RecordError
 from mmrlhf.ledger import Ledger
-from mmrlhf.queries import Media, Query, Turn
+from mmrlhf.queries import WRITTEN, Media, Query, Turn
 from mmrlhf.records import Candidates, RankedQuery, Response, ResponseScore
 
 QUERY = Query("q", "How many shapes?")
@@ -116,6 +118,8 @@ FAULTS = {
         row(responses=[{"text": "a", "rank": 1}, {"text": "a ", "rank": 2, "constructed": "negative"}]),
         "constructed negative of query 'q' equals another response",
     ),
+    "unknown medium field": (row(media=[{"kind": "image", "path": "a", "crop": 1}]), r"media: unknown .*'crop'"),
+    "unknown turn field": (row(history=[{"role": "user", "text": "a", "name": "b"}]), r"history: unknown .*'name'"),
     "not an object": (["q"], "ranked query: expected a JSON object"),
 }
 
@@ -140,10 +144,55 @@ def test_a_medium_cannot_stand_behind_the_end_of_the_prompt():
         Query("q", "Why?", (Media("image", "a.png", offset=99),))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), "1.0"])
+FULL = Query(
+    "q", "Why?", (Media("image", "a"),), "short", "s", (Turn("user", "a"),), "r", "source", "group", "test", {"kept": 1}
+)
+
+
+def test_what_records_write_is_known_by_name():
+    """So that the next test covers every field, also of records to come."""
+    answers = (Response("a", rank=1), Response("b", rank=2))
+    written = Candidates(FULL, answers).to_json() | RankedQuery(FULL, answers, "reason").to_json()
+    assert set(written) - {"kept"} == WRITTEN
+
+
+@pytest.mark.parametrize("name", sorted(WRITTEN))
+def test_meta_cannot_take_the_name_of_a_field_that_a_record_writes(name):
+    with pytest.raises(RecordError, match=rf"meta: expected names .* got \['{name}'\]; rename them"):
+        Query("q", "Why?", meta={name: "other", "licence": "cc0"})
+
+
+def test_meta_changed_behind_the_record_does_not_overwrite_its_fields():
+    query = Query("q", "Why?")
+    query.meta["id"] = "other"
+    assert query.to_json()["id"] == "q"
+
+
+def test_a_record_does_not_change_with_what_it_was_made_from():
+    meta, scores, media, history = {"a": 1}, {"ethics": 5}, [Media("image", "a")], [Turn("user", "a")]
+    response = Response("a", rank=1, scores=scores)
+    responses = [response, Response("b", rank=2)]
+    query = Query("q", "Why?", media, history=history, meta=meta)
+    records = [response, query, Candidates(query, responses), RankedQuery(query, responses)]
+    before = [pickle.dumps(record.to_json()) for record in records]
+    for source in (meta, scores, media, history, responses):
+        source.clear()
+    assert [pickle.dumps(record.to_json()) for record in records] == before
+    assert pickle.loads(pickle.dumps(records)) == records
+
+
+def test_lists_and_tuples_make_equal_records():
+    answers = [Response("a", rank=1), Response("b", rank=2)]
+    media, history = [Media("image", "a")], [Turn("user", "a")]
+    assert Query("q", "?", media, history=history) == Query("q", "?", tuple(media), history=tuple(history))
+    assert Candidates(QUERY, answers) == Candidates(QUERY, tuple(answers))
+    assert RankedQuery(QUERY, answers) == RankedQuery(QUERY, tuple(answers))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), "1.0", True, 10**400, -(10**400)])
 @pytest.mark.parametrize("name", ["reward", "reference_logp"])
 def test_a_score_is_a_finite_number(name, value):
-    with pytest.raises(ValueError, match=f"{name}: expected a finite number"):
+    with pytest.raises(RecordError, match=f"{name}: expected a finite number"):
         ResponseScore("q", 0, "d", **{name: value})
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Sequence
 
+    from ..queries import Query
     from ..records import Candidates
     from .facts import Fact
 
@@ -22,7 +23,7 @@ class Noise:
     """How people err: neighbours in the ranking swapped, and reasons that do not fit."""
 
     swap: float = 0.0
-    """The chance that two neighbouring ranks change places, for each pair of neighbours."""
+    """The chance that two neighbouring ranks change places; no response moves by more than one place."""
     reason: float = 0.0
     """The chance that a reason praises what is wrong or blames what is right."""
 
@@ -41,17 +42,19 @@ class Marks(NamedTuple):
 
 
 def marks(fact: Fact, answer: str, verdict: Verdict) -> Marks:
-    """Score one answer as the guidelines ask: help, truth to the picture, and harm apart from each other."""
-    if not answer.strip():
-        return Marks(1, 3, 5)
-    if fact.refuse:
-        complied = not verdict.refused
-        return Marks(1 if complied else 5 - (not verdict.format), 3 if complied else 5, 1 if complied else 5)
-    if verdict.refused:
-        return Marks(1, 3, 4)
-    helpful = round(1 + 3 * verdict.coverage) + (verdict.coverage == 1.0 and verdict.format)
-    faithful = 2 if verdict.hallucinated else 5 if verdict.right else 3
-    return Marks(max(helpful - verdict.hallucinated, 1), faithful, 5)
+    """Score one answer as the guidelines ask: help, truth to the picture, and harm apart from each other.
+
+    Harmless answers from best to worst: right, right but long, true but incomplete, partly right beside something
+    made up, useless. Wrong, empty and needlessly refusing are useless alike, however they are phrased.
+    """
+    if answer.strip() and fact.refuse and not verdict.right:
+        return Marks(1, 3, 1)
+    if verdict.right:
+        return Marks(5 if verdict.format else 4, 5, 5)
+    if not verdict.coverage:
+        return Marks(1, 2, 4 if verdict.refused else 5)
+    helpful = min(max(round(1 + 4 * verdict.coverage), 2), 4)
+    return Marks(max(helpful - 1, 2), 2, 5) if verdict.hallucinated else Marks(helpful, 4, 5)
 
 
 def overall(scores: Marks) -> int:
@@ -60,27 +63,43 @@ def overall(scores: Marks) -> int:
 
 
 def annotate(candidates: Candidates, fact: Fact, rng: random.Random, noise: Noise = Noise()) -> RankedQuery:
-    """Score and rank the candidates; break a tie of all-bad or all-good answers with a constructed one."""
+    """What one annotator hands in: a complete sheet, so a tie is already broken with a constructed response."""
+    return complete(candidates.query, _opinion(candidates, fact, rng, noise), fact, rng)
+
+
+def complete(query: Query, responses: Sequence[Response], fact: Fact, rng: random.Random) -> RankedQuery:
+    """The ranked query of ranked responses: a tie of all-bad or all-good ones broken, the reason made from the ranks.
+
+    Tied responses must be all right or all wrong; `crowd.consensus` sees to it.
+    """
+    responses = list(responses)
+    if len({response.rank for response in responses}) == 1:
+        responses.append(_constructed(responses, fact, rng))
+    return RankedQuery(query, tuple(responses), _ranking_reason(responses))
+
+
+def _opinion(candidates: Candidates, fact: Fact, rng: random.Random, noise: Noise) -> list[Response]:
+    """The candidates scored, ranked and criticised by one annotator; ties stay."""
     texts = [response.text for response in candidates.responses]
-    verdicts = [truth(fact, text) for text in texts]
-    scored = [marks(fact, text, verdict) for text, verdict in zip(texts, verdicts, strict=True)]
+    verdicts = [truth(fact, answer) for answer in texts]
+    scored = [marks(fact, answer, verdict) for answer, verdict in zip(texts, verdicts, strict=True)]
     order = sorted({overall(mark) for mark in scored}, reverse=True)
     ranks = _swapped([1 + order.index(overall(mark)) for mark in scored], rng, noise.swap)
-    responses = [
+    return [
         _annotated(response, fact, mark, verdict, rank, rng, noise)
         for response, mark, verdict, rank in zip(candidates.responses, scored, verdicts, ranks, strict=True)
     ]
-    if len(set(ranks)) == 1:
-        responses = _tie_broken(responses, fact, verdicts[0].right, rng)
-    return RankedQuery(candidates.query, tuple(responses), _ranking_reason(responses))
 
 
 def _swapped(ranks: Sequence[int], rng: random.Random, swap: float) -> list[int]:
-    """Neighbouring ranks exchanged, each pair of neighbours with its own draw."""
-    place = {rank: rank for rank in sorted(set(ranks))}
-    for upper in range(1, len(place)):
+    """Neighbouring ranks exchanged, from the best downwards; after a swap the next pair is skipped."""
+    place = {rank: rank for rank in ranks}
+    upper = 1
+    while upper < len(place):
         if rng.random() < swap:
-            place[upper], place[upper + 1] = place[upper + 1], place[upper]
+            place[upper], place[upper + 1] = upper + 1, upper
+            upper += 1
+        upper += 1
     return [place[rank] for rank in ranks]
 
 
@@ -112,7 +131,7 @@ def _finding(fact: Fact, answer: str, verdict: Verdict) -> str:
     if not answer.strip():
         return "empty"
     if fact.refuse:
-        return "refused" if verdict.right or verdict.refused else "unsafe"
+        return "refused" if verdict.right else "unsafe"
     if verdict.refused:
         return "needless"
     if verdict.right:
@@ -165,20 +184,19 @@ def _ranking_reason(responses: Sequence[Response]) -> str:
     return f"Response {best + 1} is best: {responses[best].reason}."
 
 
-def _tie_broken(responses: list[Response], fact: Fact, good: bool, rng: random.Random) -> list[Response]:
-    """All good: add a negative with a planted error. All bad: add a positive that is right."""
-    taken = {response.text for response in responses}
-    wanted = 2 if good else 0
+def _constructed(responses: Sequence[Response], fact: Fact, rng: random.Random) -> Response:
+    """All good: a negative with a planted error, ranked last. All bad: a positive that is right, ranked first."""
+    rights = {truth(fact, response.text).right for response in responses}
+    assert len(rights) == 1, "tied responses differ in truth"
+    good = rights == {True}
     while True:
-        text = _planted_error(fact, rng) if good else speech.right_answer(fact, rng)
-        verdict = truth(fact, text)
-        if text not in taken and verdict.right != good:
+        answer = _planted_error(fact, rng) if good else speech.right_answer(fact, rng)
+        verdict = truth(fact, answer)
+        if verdict.right != good:  # so it equals none of the others
             break
-    mark = marks(fact, text, verdict)
-    written = Response(text, model="annotator", constructed="negative" if good else "positive")
-    written = _annotated(written, fact, mark, verdict, wanted, rng, Noise())
-    shifted = [replace(response, rank=1) for response in responses]
-    return [*shifted, written]
+    written = Response(answer, model="annotator", constructed="negative" if good else "positive")
+    rank = (responses[0].rank or 0) + (1 if good else -1)
+    return _annotated(written, fact, marks(fact, answer, verdict), verdict, rank, rng, Noise())
 
 
 def _planted_error(fact: Fact, rng: random.Random) -> str:

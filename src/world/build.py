@@ -6,14 +6,14 @@ import json
 import logging
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from .. import jsonl
-from ..fingerprint import of_value
 from ..ledger import Ledger
 from .annotator import Noise, annotate
 from .crowd import consensus
-from .media import render
+from .media import clean, render
 from .overlaps import plant
 from .plan import MIX, Planned, conversations, plan
 from .scenes import stream
@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 EDITION = 1
 """Raised when the same seed gives another world than before."""
+PREVIEWED = 150
+"""Questions made for a picture alone: enough for three of each category."""
 
 
 def world(
-    out: Path,
+    out: Path | None = None,
     seed: int = 0,
     queries: int = 2000,
     policy: bool = True,
@@ -48,7 +50,7 @@ def world(
     Run again with the same settings, it continues where it was stopped; a finished world is left as it is.
 
     Args:
-        out: Folder of the world; created when missing.
+        out: Folder of the world; created when missing. May be left out where only a preview is wanted.
         seed: The same seed gives the same bytes on any machine.
         queries: How many questions.
         policy: Also train the tiny vision-language model (minutes); off: the data and the tokenizer alone.
@@ -66,22 +68,46 @@ def world(
         if value < 1:
             raise ValueError(f"{name}: expected one or more, got {value}")
     settings = _checked(seed, queries, swap_noise, reason_noise, annotators, mix)
-    marker = _claim(out, settings)
-    planned = plan(seed, queries, settings["mix"])
-    if not marker.get("data"):
-        write_data(out, planned, settings, processes or os.cpu_count() or 1)
-        marker = _mark(out, settings, {"data": True})
-    else:
-        log.info("%s: the data is there already", out)
+    processes = processes or os.cpu_count() or 1
+    if out is None:
+        _preview_alone(settings, processes, preview)
+        return
+    planned = _data(out, settings, processes)
+    if preview is not None:
+        _draw_preview(out, preview)
     if policy:
         from .training import train_policy  # late: torch costs seconds that the data alone does not need
 
         train_policy(out, planned, seed=seed, sight_steps=sight_steps, talk_steps=talk_steps)
-    if preview is not None:
-        from .preview import contact_sheet
 
-        contact_sheet(out, preview)
-        log.info("contact sheet: %s", preview)
+
+def _data(out: Path, settings: Mapping[str, Any], processes: int) -> list[Planned]:
+    """Make the data unless it is there."""
+    marker = _claim(out, settings)
+    planned = plan(settings["seed"], settings["queries"], settings["mix"])
+    if marker.get("data"):
+        log.info("%s: the data is there already", out)
+    else:
+        write_data(out, planned, settings, processes)
+        _mark(out, settings, {"data": True})
+    return planned
+
+
+def _preview_alone(settings: Mapping[str, Any], processes: int, preview: Path | None) -> None:
+    """A picture of the first questions, with no world left behind."""
+    if preview is None:
+        raise ValueError("out: expected a folder for the world; give --out DIR (or --preview FILE for a picture alone)")
+    with TemporaryDirectory() as folder:
+        few = dict(settings) | {"queries": min(settings["queries"], PREVIEWED)}
+        _data(Path(folder), few, processes)
+        _draw_preview(Path(folder), preview)
+
+
+def _draw_preview(out: Path, preview: Path) -> None:
+    from .preview import contact_sheet  # late: matplotlib
+
+    contact_sheet(out, preview)
+    log.info("contact sheet: %s", preview)
 
 
 def _checked(
@@ -89,9 +115,10 @@ def _checked(
 ) -> dict[str, Any]:
     """The settings that decide the bytes; a bad one is refused before anything is written."""
     Noise(swap, reason)
-    mix = dict(mix or MIX)
-    if set(mix) - set(MIX) or min(mix.values()) < 0 or not sum(mix.values()):
-        raise ValueError(f"mix: expected weights of 0 or more, not all 0, for {', '.join(MIX)}; got {mix}")
+    given = dict(mix or MIX)
+    if set(given) - set(MIX) or min(given.values()) < 0 or not sum(given.values()):
+        raise ValueError(f"mix: expected weights of 0 or more, not all 0, for {', '.join(MIX)}; got {given}")
+    ordered = {name: given[name] for name in MIX if name in given}  # the order that they came in decides nothing
     return {
         "edition": EDITION,
         "seed": seed,
@@ -99,7 +126,7 @@ def _checked(
         "swap_noise": swap,
         "reason_noise": reason,
         "annotators": annotators,
-        "mix": mix,
+        "mix": ordered,
     }
 
 
@@ -108,8 +135,10 @@ def _claim(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     path = out / "world.json"
     if path.exists():
-        marker: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        there = marker["settings"]
+        marker = jsonl.loads(path.read_bytes())
+        there = marker.get("settings") if isinstance(marker, dict) else None
+        if not isinstance(there, dict):
+            raise ValueError(f"{path}: expected the settings of a world, found another file; give another --out")
         other = [
             f"{name} {there.get(name)!r} instead of {value!r}"
             for name, value in settings.items()
@@ -117,14 +146,14 @@ def _claim(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         ]
         if other:
             raise ValueError(f"{out}: holds a world with {'; '.join(other)}; give another --out, or remove it")
-        return marker
-    if any(out.iterdir()):
+        return dict(marker)
+    if [entry for entry in out.iterdir() if entry.name != "world.json.tmp"]:  # the draft of a run that was killed
         raise ValueError(f"{out}: expected an empty folder or a world, found other files; give another --out")
     return _mark(out, settings, {"data": False})
 
 
 def _mark(out: Path, settings: Mapping[str, Any], done: Mapping[str, Any]) -> dict[str, Any]:
-    marker = {"settings": dict(settings), "digest": of_value(dict(settings)), **done}
+    marker = {"settings": dict(settings), **done}
     with jsonl.replacing(out / "world.json") as file:
         file.write(json.dumps(marker, indent=1).encode() + b"\n")
     return marker
@@ -132,12 +161,17 @@ def _mark(out: Path, settings: Mapping[str, Any], done: Mapping[str, Any]) -> di
 
 def write_data(out: Path, planned: Sequence[Planned], settings: Mapping[str, Any], processes: int) -> None:
     """Write media, raw, candidate, ranked, truth and overlap files and the tokenizer; finished pictures are kept."""
+    clean(out / "media")
     render(out / "media", planned, processes)
     overlaps = plant(out / "media", planned, settings["seed"])
     annotations = [_annotations(item, settings) for item in planned]
+    merged = [
+        consensus(versions, item.fact, stream(settings["seed"], "consensus", item.query.id))
+        for item, versions in zip(planned, annotations, strict=True)
+    ]
     ledger = Ledger("world")
     ledger.took(len(planned))
-    ledger.gave(jsonl.write(out / "ranked.jsonl", (consensus(versions) for versions in annotations)))
+    ledger.gave(jsonl.write(out / "ranked.jsonl", merged))
     ledger.check()
     jsonl.write(out / "raw.jsonl", conversations(list(planned)))
     jsonl.write(out / "candidates.jsonl", (item.candidates for item in planned))
@@ -145,7 +179,7 @@ def write_data(out: Path, planned: Sequence[Planned], settings: Mapping[str, Any
     jsonl.write(out / "overlaps.jsonl", overlaps)
     if settings["annotators"] > 1:
         jsonl.write(out / "annotations.jsonl", _sheets(annotations))
-    _write_tokenizer(out, [consensus(versions) for versions in annotations])
+    _write_tokenizer(out, merged)
 
 
 def _annotations(item: Planned, settings: Mapping[str, Any]) -> list[RankedQuery]:

@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean, median_low
+from typing import TYPE_CHECKING
 
 from ..records import DIMENSIONS, RankedQuery, Response
+from .annotator import complete
+from .truth import truth
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Sequence
+
+    from .facts import Fact
 
 
-def consensus(annotations: Sequence[RankedQuery]) -> RankedQuery:
-    """One ranked query from several: mean ranks put in order, median scores, the first annotator's words.
+def consensus(sheets: Sequence[RankedQuery], fact: Fact, rng: random.Random) -> RankedQuery:
+    """One ranked query from the sheets of several annotators: mean ranks, median scores, the first one's words.
 
-    A response that only some annotators constructed stays out, unless without it nothing would be compared.
+    What each constructed for a sheet of their own stays there: the candidates alone are merged, and if they are
+    all bad or all good and tie, one response is constructed for the merged ranking. If opposite opinions cancel
+    out although some answers are right and some wrong, the first annotator's ranking decides. A single sheet
+    stands as it is.
     """
-    first = annotations[0]
-    if len(annotations) == 1:
-        return first
-    shared = min(len(annotation.responses) for annotation in annotations)
-    together = [
-        _merged([annotation.responses[at] for annotation in annotations], annotations, at) for at in range(shared)
-    ]
-    means = [mean for _, mean in together]
+    if len(sheets) == 1:
+        return sheets[0]
+    opinions = [[response for response in sheet.responses if not response.constructed] for sheet in sheets]
+    versions = list(zip(*opinions, strict=True))
+    means = [fmean(version.rank or 0 for version in given) for given in versions]
+    if len(set(means)) == 1 and len({truth(fact, response.text).right for response in opinions[0]}) > 1:
+        means = [float(response.rank or 0) for response in opinions[0]]
     places = {mean: place for place, mean in enumerate(sorted(set(means)), start=1)}
-    responses = tuple(replace(response, rank=places[mean]) for response, mean in together)
-    if len(places) == 1 and shared < max(len(annotation.responses) for annotation in annotations):
-        return next(annotation for annotation in annotations if len(annotation.responses) > shared)
-    return replace(first, responses=responses)
+    merged = [
+        replace(given[0], rank=places[mean], scores=_medians(given))
+        for given, mean in zip(versions, means, strict=True)
+    ]
+    return complete(sheets[0].query, merged, fact, rng)
 
 
-def _merged(versions: Sequence[Response], annotations: Sequence[RankedQuery], at: int) -> tuple[Response, float]:
-    scores = {}
-    for dimension in DIMENSIONS:
-        given = [score for version in versions if (score := version.scores.get(dimension)) is not None]
-        scores[dimension] = median_low(given) if given else None
-    return replace(versions[0], scores=scores), fmean(annotation.ranks[at] for annotation in annotations)
+def _medians(versions: Sequence[Response]) -> dict[str, int | None]:
+    """The lower median of each score, over those who gave it; None where nobody did."""
+    given = {
+        dimension: [score for version in versions if (score := version.scores.get(dimension)) is not None]
+        for dimension in DIMENSIONS
+    }
+    return {dimension: median_low(scores) if scores else None for dimension, scores in given.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ..queries import Media
     from .plan import Planned
 
+log = logging.getLogger(__name__)
 MOST = 200
 """Test questions per category: more tell little more."""
 
@@ -67,6 +69,9 @@ def open_part(folder: Path, medium: Media, frames: int) -> Part:
 
 def show(accuracy: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the table, the policy with its 95 % interval."""
+    if not accuracy:
+        log.info("no question of this world fell into the test split, so the policy was not examined")
+        return
     models = [skill.model for skill in SKILLS]
     table = Table(title="True answers on test scenes", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in ("category", "n", "chance", "policy", "95 %", *models):

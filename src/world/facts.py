@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from .scenes import Clip, Scene, Shape
@@ -70,14 +70,14 @@ class Fact:
 
     @property
     def chance(self) -> float:
-        """How often a blind guess among the sensible answers is right."""
+        """How often a blind guess, all sensible answers being equal, is right."""
         return {
             "choice": 0.2,
             "colour": 1 / 6,
             "count": 0.2,
             "relation": 0.5,
             "word": 1 / 8,
-            "compare": 1 / 3,
+            "compare": 0.5,
             "describe": 0.0,
             "way": 0.25,
             "event": 0.25,
@@ -90,7 +90,7 @@ class Fact:
         if self.scenes:
             row["scenes"] = [scene.to_json() for scene in self.scenes]
         if self.clip is not None:
-            row["clip"] = asdict(self.clip)
+            row["clip"] = self.clip.to_json()
         return row
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,16 +25,19 @@ POOL_FROM = 200
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file under a passing name first, so that a killed run leaves no half picture behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    passing = path.with_name(path.name + ".tmp")
+    passing = _passing(path)
     passing.write_bytes(data)
     passing.replace(path)
 
 
+def _passing(path: Path) -> Path:
+    """A name of this process alone: workers of a killed run may still be finishing theirs."""
+    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
+
+
 def render(folder: Path, planned: Sequence[Planned], processes: int) -> None:
     """Draw every picture and film that is not there yet; the number of processes changes no byte."""
-    for stale in folder.glob("*/*.tmp"):  # what a killed run left
-        shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-    work = list({item.query.group: item for item in planned}.values())  # one group, one picture
+    work = list({item.number: item for item in planned}.values())  # questions of one talk share the picture
     if processes == 1 or len(work) < POOL_FROM:
         for item in track(work, "drawing"):
             draw_media(folder, item)
@@ -42,6 +46,12 @@ def render(folder: Path, planned: Sequence[Planned], processes: int) -> None:
         done = pool.map(partial(draw_media, folder), work, chunksize=32)
         for _ in track(done, "drawing", total=len(work)):
             pass
+
+
+def clean(folder: Path) -> None:
+    """Remove what killed runs left under passing names."""
+    for stale in folder.glob("*/*.tmp"):
+        shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
 
 
 def draw_media(folder: Path, item: Planned) -> None:
@@ -65,8 +75,11 @@ def draw_media(folder: Path, item: Planned) -> None:
 
 def _write_frames(path: Path, frames: Sequence[bytes]) -> None:
     """A folder of frames, renamed into place when it is complete."""
-    passing = path.with_name(path.name + ".tmp")
+    passing = _passing(path)
     passing.mkdir(parents=True, exist_ok=True)
     for place, data in enumerate(frames, start=1):
         (passing / f"{place:04d}.jpg").write_bytes(data)
-    passing.replace(path)
+    if path.exists():  # a worker of a killed run was first, with the same bytes
+        shutil.rmtree(passing)
+    else:
+        passing.replace(path)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ..fingerprint import ID_DIGITS, of_value
 from ..queries import Media, Query
 from ..records import Candidates, Response
 from . import questions, speech
@@ -17,6 +18,8 @@ from .facts import Fact
 from .scenes import stream
 
 if TYPE_CHECKING:
+    import random
+
     from ..queries import Split
 
 MIX: Mapping[str, int] = {"short": 12063, "long": 9575, "video": 4235, "mcq": 2125, "safety": 1999}
@@ -33,6 +36,8 @@ class Planned:
     candidates: Candidates
     fact: Fact
     faults: tuple[tuple[str, ...], ...]
+    number: str
+    """The conversation that it belongs to; its pictures are called by it."""
 
     @property
     def query(self) -> Query:
@@ -59,47 +64,59 @@ def plan(seed: int, queries: int, mix: Mapping[str, int]) -> list[Planned]:
     order = [category for category, count in quotas(queries, mix).items() for _ in range(count)]
     stream(seed, "order").shuffle(order)
     planned: list[Planned] = []
-    group, turn, last = -1, 0, None
+    number, asked = -1, list[Fact]()
     for index, category in enumerate(order):
         rng = stream(seed, "query", index)
-        fact = _another(last, category, rng) if last is not None and turn < 3 and rng.random() < 0.25 else None
+        fact = _another(asked, category, rng) if 0 < len(asked) < 3 and rng.random() < 0.25 else None
         if fact is None:
-            group, turn, fact = group + 1, 0, questions.ask(category, rng)
-        turn += 1
-        planned.append(_planned(seed, f"{group:06d}", turn, fact, index))
-        last = fact
+            number, asked, fact = number + 1, [], questions.ask(category, rng)
+        asked.append(fact)
+        planned.append(_planned(seed, f"{number:06d}", len(asked), fact, index))
     return planned
 
 
-def _another(last: Fact, category: str, rng: Any) -> Fact | None:  # noqa: ANN401
-    """One more question about the last picture, if it allows one of that category."""
+def _another(asked: list[Fact], category: str, rng: random.Random) -> Fact | None:
+    """One more question about the last picture, if it allows one of that category that was not asked yet."""
+    last = asked[-1]
     if len(last.scenes) != 1 or last.category == "safety":
         return None
-    return questions.ask_about(category, last.scenes[0], rng)
+    fact = questions.ask_about(category, last.scenes[0], rng)
+    return fact if fact is not None and all(_subject(fact) != _subject(other) for other in asked) else None
 
 
-def _planned(seed: int, group: str, turn: int, fact: Fact, index: int) -> Planned:
+def _subject(fact: Fact) -> tuple[str, str, str]:
+    return fact.kind, fact.subject, fact.other
+
+
+def _planned(seed: int, number: str, turn: int, fact: Fact, index: int) -> Planned:
     rng = stream(seed, "answers", index)
     question = questions.phrase(fact, rng)
+    shown = group_of(fact)
     query = Query(
-        id=f"world-{group}-{turn}",
+        id=f"world-{number}-{turn}",
         prompt=question.prompt,
-        media=media_of(fact, group),
+        media=media_of(fact, number),
         category=fact.category,  # type: ignore[arg-type]
         reference_answer=speech.right_answer(fact, rng),
         source="world",
-        group=f"world-{group}",
-        split=split_of(seed, group),
+        group=shown,
+        split=split_of(seed, shown),
     )
     skills = list(speech.SKILLS[: ANSWERS.get(fact.category, 4)])
     rng.shuffle(skills)
     spoken = [speech.answer(fact, skill, rng) for skill in skills]
     responses = tuple(Response(said.text, model=skill.model) for said, skill in zip(spoken, skills, strict=True))
-    return Planned(Candidates(query, responses), fact, tuple(said.faults for said in spoken))
+    return Planned(Candidates(query, responses), fact, tuple(said.faults for said in spoken), number)
+
+
+def group_of(fact: Fact) -> str:
+    """A name made of what is shown (or, where nothing is, of what is requested): one picture, one group."""
+    row = fact.to_json()
+    return f"world-{of_value(row.get('clip') or row.get('scenes') or fact.subject)[:ID_DIGITS]}"
 
 
 def split_of(seed: int, group: str) -> Split:
-    """The split of a scene; it depends on nothing else, so a larger world moves no scene."""
+    """The split of what is shown; it depends on nothing else, so a scene has one split in every world of a seed."""
     point = stream(seed, "split", group).random()
     for split, share in SHARES.items():
         point -= share
@@ -108,24 +125,24 @@ def split_of(seed: int, group: str) -> Split:
     return "train"
 
 
-def media_of(fact: Fact, group: str) -> tuple[Media, ...]:
+def media_of(fact: Fact, number: str) -> tuple[Media, ...]:
     """Where the fact's pictures lie: films by turns as a file and as a folder of frames."""
     if fact.clip is not None:
-        return (Media("video", f"videos/{group}.mp4" if int(group) % 2 else f"videos/{group}"),)
-    suffix = "png" if int(group) % 8 == 0 else "jpg"
+        return (Media("video", f"videos/{number}.mp4" if int(number) % 2 else f"videos/{number}"),)
+    suffix = "png" if int(number) % 8 == 0 else "jpg"
     if len(fact.scenes) == 1:
-        return (Media("image", f"images/{group}.{suffix}"),)
-    return tuple(Media("image", f"images/{group}-{place}.{suffix}") for place, _ in enumerate(fact.scenes, start=1))
+        return (Media("image", f"images/{number}.{suffix}"),)
+    return tuple(Media("image", f"images/{number}-{place}.{suffix}") for place, _ in enumerate(fact.scenes, start=1))
 
 
 def conversations(planned: list[Planned]) -> Iterator[dict[str, Any]]:
     """The raw rows as collected: LLaVA conversations, several turns where questions share a picture."""
-    groups: dict[str, list[Planned]] = {}
+    talks: dict[str, list[Planned]] = {}
     for item in planned:
-        groups.setdefault(item.query.group, []).append(item)
-    for group, items in groups.items():
+        talks.setdefault(item.number, []).append(item)
+    for number, items in talks.items():
         media = items[0].query.media
-        row: dict[str, Any] = {"id": group}
+        row: dict[str, Any] = {"id": f"world-{number}"}
         if media:
             paths = [medium.path for medium in media]
             row[media[0].kind] = paths[0] if len(paths) == 1 else paths
@@ -137,6 +154,6 @@ def conversations(planned: list[Planned]) -> Iterator[dict[str, Any]]:
         yield row | {"conversations": turns, "source": "world"}
 
 
-def paraphrased(item: Planned, rng: Any) -> Query:  # noqa: ANN401
+def paraphrased(item: Planned, rng: random.Random) -> Query:
     """The same question in other words, about the same picture."""
     return replace(item.query, prompt=questions.phrase(item.fact, rng, avoid=item.query.prompt).prompt)

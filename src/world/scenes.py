@@ -92,14 +92,14 @@ class Clip:
         return self.first.shapes[self.subject]
 
     def frame(self, index: int) -> Scene:
-        """The scene at one moment; the event fills the middle half of the film."""
-        progress = min(max((4 * index - self.frames) / (2 * self.frames), 0.0), 1.0)
+        """The scene at one moment: a move takes the whole film, everything else happens at its middle."""
+        happened = 2 * index >= self.frames
         shapes = list(self.first.shapes)
         if self.event == "moves":
             shapes[self.subject] = _moved(self.shape, self.detail, round(TRAVEL * index / (self.frames - 1)))
-        elif self.event == "changes" and progress >= 0.5:
+        elif self.event == "changes" and happened:
             shapes[self.subject] = replace(self.shape, colour=self.detail)
-        elif (self.event == "appears") == (progress < 0.5) and self.event in ("appears", "vanishes"):
+        elif (self.event == "appears" and not happened) or (self.event == "vanishes" and happened):
             del shapes[self.subject]
         return replace(self.first, shapes=tuple(shapes))
 

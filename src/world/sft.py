@@ -21,9 +21,9 @@ from . import questions, speech
 from .draw import film, picture
 from .facts import Fact
 from .films import sampled
+from .optimiser import adamw
 from .policy import frames_of
 from .scenes import draw_scene, stream
-from .schedule import adamw
 
 if TYPE_CHECKING:
     import random
@@ -129,9 +129,9 @@ class SFTModule(lightning.LightningModule):
             position_ids=batch.position_ids,
             **batch.features,
         ).last_hidden_state
-        target = batch.labels[:, 1:]
-        told = target != IGNORED
-        loss = cross_entropy(self.model.lm_head(hidden[:, :-1][told]), target[told])
+        told = batch.labels != IGNORED
+        rows = told.nonzero(as_tuple=True)[0]
+        loss = cross_entropy(self.model.lm_head(hidden[rows, batch.previous[told]]), batch.labels[told])
         self.log("loss", loss, prog_bar=True)
         return loss
 

@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy, one_hot
 from torch.utils.data import Dataset
 
 from .draw import SEEN, label_map, picture
+from .optimiser import adamw
 from .scenes import WORDS, draw_scene, stream
-from .schedule import adamw
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .. import jsonl
+from ..fingerprint import of_tree
 from . import sft, sight
 from .exam import examine, show
 from .plan import Planned
@@ -27,6 +28,7 @@ from .sight import SightModule, SightRows, look
 
 log = logging.getLogger(__name__)
 SAVE_EVERY = 50
+SETTINGS = "training.json"
 
 
 class Stage(NamedTuple):
@@ -74,25 +76,41 @@ class SaveWhole(lightning.Callback):
 
 def train_policy(out: Path, planned: Sequence[Planned], seed: int, sight_steps: int, talk_steps: int) -> None:
     """Train and save `out/policy` unless it is there; then show how often it is right on the test scenes."""
-    folder = out / "policy"
-    record = folder / "training.json"
-    settings = {"seed": seed, "sight_steps": sight_steps, "talk_steps": talk_steps}
+    folder, work = out / "policy", out / "training"
+    settings = {
+        "seed": seed,
+        "sight_steps": sight_steps,
+        "talk_steps": talk_steps,
+        "tokenizer": of_tree(out / "tokenizer"),
+    }
+    _claim(folder, settings)
+    if not folder.exists():
+        work.mkdir(exist_ok=True)
+        _claim(work, settings)
+        _train(out, seed, sight_steps, talk_steps)
+    shutil.rmtree(work, ignore_errors=True)
+    record = folder / "accuracy.json"
+    if record.exists():
+        log.info("%s: the policy is there already", folder)
+    else:
+        accuracy = examine(*load_policy(folder), out / "media", planned)
+        with jsonl.replacing(record) as file:
+            file.write(json.dumps(accuracy, indent=1).encode() + b"\n")
+    show(json.loads(record.read_text("utf-8")))
+
+
+def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse to go on with what was trained otherwise; the settings travel from `training` to `policy`."""
+    record = folder / SETTINGS
     if record.exists():
         there = json.loads(record.read_text("utf-8"))
-        if there["settings"] != settings:
-            raise ValueError(
-                f"{folder}: holds a policy trained with {there['settings']}, asked for {settings}; "
-                "remove that folder to train anew"
-            )
-        log.info("%s: the policy is there already", folder)
-        show(there["accuracy"])
-        return
-    if not folder.exists():
-        _train(out, seed, sight_steps, talk_steps)
-    accuracy = examine(*load_policy(folder), out / "media", planned)
-    with jsonl.replacing(record) as file:
-        file.write(json.dumps({"settings": settings, "accuracy": accuracy}, indent=1).encode() + b"\n")
-    show(accuracy)
+        other = [f"{name} {there.get(name)!r} instead of {value!r}" for name, value in settings.items()
+                 if there.get(name) != value]  # fmt: skip
+        if other:
+            raise ValueError(f"{folder}: was trained with {'; '.join(other)}; remove that folder to train anew")
+    elif folder.exists():
+        with jsonl.replacing(record) as file:
+            file.write(json.dumps(settings, indent=1).encode() + b"\n")
 
 
 def _train(out: Path, seed: int, sight_steps: int, talk_steps: int) -> None:
@@ -100,33 +118,27 @@ def _train(out: Path, seed: int, sight_steps: int, talk_steps: int) -> None:
     from transformers import AutoTokenizer
 
     work = out / "training"
-    work.mkdir(exist_ok=True)
     processor = build_processor(AutoTokenizer.from_pretrained(out / "tokenizer", local_files_only=True))
     model = build_model(processor.tokenizer, seed)
     tower, seeing = model.model.vision_tower, work / "tower.safetensors"
     if not seeing.exists():
         cut = partial(look, processor.image_processor, PATCH)
-        fit(
-            Stage(
-                "seeing", SightModule(tower, sight_steps, seed), SightRows(seed), cut, sight.ROWS_PER_STEP, sight_steps
-            ),
-            work,
-        )
+        rows = SightRows(seed)
+        module = SightModule(tower, sight_steps, seed)
+        fit(Stage("seeing", module, rows, cut, sight.ROWS_PER_STEP, sight_steps), work)
         with jsonl.replacing(seeing) as file:
             save_file(tower.state_dict(), file.name)
     tower.load_state_dict(load_file(seeing))
     tower.requires_grad_(False)
     talk = partial(collate, pad=processor.tokenizer.pad_token_id)
-    fit(
-        Stage("talking", SFTModule(model, talk_steps), TalkRows(processor, seed), talk, sft.ROWS_PER_STEP, talk_steps),
-        work,
-    )
+    talks = TalkRows(processor, seed)
+    fit(Stage("talking", SFTModule(model, talk_steps), talks, talk, sft.ROWS_PER_STEP, talk_steps), work)
     passing = out / "policy.tmp"
     shutil.rmtree(passing, ignore_errors=True)
     model.requires_grad_(True).save_pretrained(passing)
     processor.save_pretrained(passing)
+    shutil.copy(work / SETTINGS, passing)
     passing.replace(out / "policy")
-    shutil.rmtree(work)
 
 
 def fit(stage: Stage, work: Path) -> None:
@@ -144,7 +156,7 @@ def fit(stage: Stage, work: Path) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         # Lightning warns of a loader that it cannot rewind; this one starts where the checkpoint ends.
-        warnings.filterwarnings("ignore", category=UserWarning)
+        warnings.filterwarnings("ignore", message=".*(does not have many workers|mid-epoch|isinstance.treespec).*")
         trainer = lightning.Trainer(
             accelerator="cpu",
             devices=1,

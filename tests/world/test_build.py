@@ -1,6 +1,7 @@
 """The world's files: the same bytes from the same seed, whatever happens on the way, and what they promise."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from mmrlhf.fingerprint import of_tree
 from mmrlhf.queries import Query
 from mmrlhf.records import Candidates, RankedQuery
 from mmrlhf.world import films
+from mmrlhf.world.draw import picture
 from mmrlhf.world.facts import Fact
-from mmrlhf.world.plan import MIX, plan, quotas, split_of
+from mmrlhf.world.plan import MIX, plan, quotas
 from mmrlhf.world.truth import judge, truth
 
 from .conftest import QUERIES
@@ -113,11 +115,51 @@ def test_splits_share_no_scene_and_have_their_sizes():
     assert sizes["val"] / len(splits) == pytest.approx(0.1, abs=0.025)
 
 
-def test_a_larger_world_moves_no_scene_to_another_split():
-    assert [split_of(0, f"{n:06d}") for n in range(50)] == [split_of(0, f"{n:06d}") for n in range(50)]
-    small = {item.query.group: item.query.split for item in plan(0, 100, {"long": 1})}
-    large = {item.query.group: item.query.split for item in plan(0, 200, {"long": 1})}
-    assert small.items() <= large.items()
+def test_a_scene_has_the_same_split_in_every_world_of_a_seed():
+    small = {item.query.group: item.query.split for item in plan(0, 400, MIX)}
+    large = {item.query.group: item.query.split for item in plan(0, 500, MIX)}
+    assert len(small.keys() & large.keys()) > 100
+    assert {group: large[group] for group in small.keys() & large.keys()}.items() <= small.items()
+
+
+def test_no_question_is_asked_twice_about_one_picture():
+    asked = Counter((item.query.group, item.query.prompt) for item in plan(0, 2000, MIX) if item.query.media)
+    assert max(asked.values()) == 1
+
+
+def test_a_forbidden_request_of_the_test_split_is_in_no_other():
+    splits = {}
+    for item in plan(0, 3000, MIX):
+        if item.fact.kind == "request":
+            splits.setdefault(item.fact.subject, set()).add(item.query.split)
+    assert all(len(found) == 1 for found in splits.values())
+
+
+def test_the_order_in_which_a_mix_is_written_decides_nothing(tmp_path):
+    short = ["world", "--queries", "20", "--no-policy", "--processes", "1"]
+    for name, mix in (("a", '{"long": 1, "short": 2}'), ("b", '{"short": 2, "long": 1}')):
+        assert cli.main([*short, "--out", str(tmp_path / name), "--mix", mix]) == 0
+    assert of_tree(tmp_path / "a") == of_tree(tmp_path / "b")
+
+
+def test_bytes_do_not_depend_on_hash_seed_locale_or_processor_features(small_world, tmp_path):
+    """In another process, without the vector code of the JPEG library, hashing and sorting otherwise."""
+    out = tmp_path / "w"
+    command = [sys.executable, "-m", "mmrlhf", *COMMAND, "--out", str(out), "--processes", "1"]
+    odd = {"PYTHONHASHSEED": "77", "LC_ALL": "C", "TZ": "Asia/Tokyo", "JSIMD_FORCENONE": "1"}
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | odd)
+    assert of_tree(out) == of_tree(small_world)
+
+
+def test_a_kill_in_the_very_first_write_leaves_a_folder_that_can_be_used(tmp_path):
+    (tmp_path / "world.json.tmp").write_text('{"sett')
+    assert cli.main(["world", "--queries", "5", "--no-policy", "--processes", "1", "--out", str(tmp_path)]) == 0
+
+
+def test_a_foreign_world_json_is_refused(tmp_path, capsys):
+    (tmp_path / "world.json").write_text('{"name": 1}')
+    assert cli.main([*COMMAND, "--out", str(tmp_path)]) == 2
+    assert "world.json: expected the settings of a world, found another file" in capsys.readouterr().err
 
 
 def test_every_question_has_its_responses_a_truth_and_at_least_one_pair(small_world, ranked):
@@ -163,17 +205,21 @@ def test_raw_conversations_hold_every_question_and_some_have_several_turns(small
 
 def test_every_medium_is_there_and_shows_its_scene(small_world, ranked):
     kinds = Counter()
+    truths = {row["id"]: Fact.from_json(row["fact"]) for row in rows(small_world / "truth.jsonl")}
     for row in ranked:
         for medium in row.query.media:
             path = small_world / "media" / medium.path
             kinds[path.suffix or "frames"] += 1
-            if medium.kind == "image":
-                with Image.open(path) as image:
-                    assert image.mode == "RGB"
-                    assert 64 <= min(image.size) <= max(image.size) <= 160
-            else:
-                assert 8 <= len(films.frames(path)) <= 16
-    assert set(kinds) == {".jpg", ".png", ".mp4", "frames"}
+            kinds[medium.kind] += 1
+        fact = truths[row.query.id]
+        shown = [small_world / "media" / medium.path for medium in row.query.media]
+        scenes = fact.scenes if fact.clip is None else [fact.clip.frame(at) for at in range(fact.clip.frames)]
+        seen = films.frames(shown[0]) if fact.clip else [Image.open(path).convert("RGB") for path in shown]
+        for scene, image in zip(scenes, seen, strict=True):
+            drawn = np.asarray(picture(scene), int)[: image.height, : image.width]
+            assert 64 <= min(scene.width, scene.height) <= max(scene.width, scene.height) <= 160
+            assert np.abs(np.asarray(image, int) - drawn).mean() < 8, row.query.id
+    assert kinds.keys() == {".jpg", ".png", ".mp4", "frames", "image", "video"}
 
 
 def test_planted_overlaps_are_what_they_say(small_world):
@@ -211,9 +257,16 @@ def test_several_annotators_leave_their_sheets_and_a_consensus(tmp_path):
     assert len(list(jsonl.read(out / "ranked.jsonl", RankedQuery.from_json))) == 40
 
 
-def test_the_contact_sheet_is_a_picture(small_world, tmp_path):
-    picture = tmp_path / "deep" / "sheet.png"
-    assert cli.main([*COMMAND, "--out", str(small_world), "--preview", str(picture)]) == 0
-    with Image.open(picture) as image:
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_contact_sheet_is_a_picture(small_world, tmp_path, alone):
+    sheet = tmp_path / "deep" / "sheet.png"
+    where = [] if alone else ["--out", str(small_world)]
+    assert cli.main([*COMMAND, *where, "--processes", "1", "--preview", str(sheet)]) == 0
+    with Image.open(sheet) as image:
         assert image.width > 1000
         assert len(set(image.convert("L").resize((64, 64)).get_flattened_data())) > 20
+
+
+def test_a_world_needs_a_place_or_a_preview(capsys):
+    assert cli.main(COMMAND) == 2
+    assert "give --out DIR (or --preview FILE" in capsys.readouterr().err

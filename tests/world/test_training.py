@@ -1,6 +1,7 @@
 """The tiny policy: an ordinary checkpoint that sees and answers, and a training that survives kills."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ from mmrlhf.world.policy import FRAMES, PATCH, SIDE, build_model, build_processo
 from mmrlhf.world.scenes import draw_scene, stream
 from mmrlhf.world.sft import SFTModule, TalkRows, collate
 
-SHORT = ["--queries", "30", "--processes", "1", "--sight-steps", "4", "--talk-steps", "4"]
+SHORT = ["--queries", "60", "--processes", "1", "--sight-steps", "4", "--talk-steps", "4"]
 
 
 @pytest.fixture(scope="module")
@@ -57,17 +58,26 @@ def test_it_answers_text_one_picture_two_pictures_and_films(world_with_policy, m
 
 
 def test_its_accuracy_stands_beside_it_for_every_category(world_with_policy):
-    record = json.loads((world_with_policy / "policy" / "training.json").read_text())
-    assert record["settings"] == {"seed": 0, "sight_steps": 4, "talk_steps": 4}
-    total = record["accuracy"].pop("all")
-    assert total["questions"] == sum(row["questions"] for row in record["accuracy"].values()) > 0
-    assert total["policy"] == sum(row["policy"] for row in record["accuracy"].values())
+    accuracy = json.loads((world_with_policy / "policy" / "accuracy.json").read_text())
+    total = accuracy.pop("all")
+    assert total["questions"] == sum(row["questions"] for row in accuracy.values()) > 0
+    assert total["policy"] == sum(row["policy"] for row in accuracy.values())
     assert not (world_with_policy / "training").exists()
 
 
 def test_a_policy_trained_otherwise_is_refused(world_with_policy, capsys):
     assert cli.main(["world", "--out", str(world_with_policy), *SHORT[:-1], "9"]) == 2
-    assert "holds a policy trained with" in capsys.readouterr().err
+    assert "was trained with talk_steps 4 instead of 9; remove that folder" in capsys.readouterr().err
+
+
+def test_a_killed_training_does_not_go_on_with_other_steps(world_with_policy, tmp_path, capsys):
+    out = tmp_path / "w"
+    shutil.copytree(world_with_policy, out)
+    (out / "training").mkdir()
+    shutil.move(out / "policy" / "training.json", out / "training")
+    shutil.rmtree(out / "policy")
+    assert cli.main(["world", "--out", str(out), *SHORT[:-3], "9", *SHORT[-2:]]) == 2
+    assert "training: was trained with sight_steps 4 instead of 9" in capsys.readouterr().err
 
 
 def test_a_killed_training_ends_with_the_same_weights(world_with_policy, tmp_path):
@@ -94,7 +104,7 @@ cli.main({["world", "--out", str(out), *SHORT]!r})
 
 
 def test_patch_labels_name_what_is_drawn_there():
-    """Against the picture itself: a patch that is labelled with a color is mostly painted in it."""
+    """Against the picture itself: a patch that is labelled with a colour is mostly painted in it."""
     processor = build_processor(train_tokenizer(["x"], 300)).image_processor
     for number in range(20):
         scene = draw_scene(stream("labels", number), word="")
@@ -176,6 +186,6 @@ def test_the_default_policy_is_right_in_half_to_three_quarters_of_the_test_quest
     """Room to improve, and a start well above chance: what alignment needs."""
     out = tmp_path / "w"
     assert cli.main(["world", "--out", str(out)]) == 0
-    everything = json.loads((out / "policy" / "training.json").read_text())["accuracy"]["all"]
+    everything = json.loads((out / "policy" / "accuracy.json").read_text())["all"]
     assert 0.5 <= everything["policy"] / everything["questions"] <= 0.75
     assert everything["policy"] / everything["questions"] > 2 * everything["chance"] / everything["questions"]
