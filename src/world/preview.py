@@ -26,7 +26,7 @@ BEST, WORST = "#00603a", "#a3341f"
 """Dark green and brick: told apart in print and by the colour-blind, and the rank stands beside them."""
 PER_CATEGORY = 3
 CATEGORIES = ("mcq", "short", "long", "safety", "video")
-LINE = 0.062
+LINE = 0.055
 """Height of a line of text, in parts of a card."""
 
 
@@ -50,7 +50,7 @@ def choose(rows: Iterable[RankedQuery]) -> list[RankedQuery]:
 def sheet(cards: Sequence[tuple[RankedQuery, Sequence[Image.Image]]]) -> Figure:
     """One card per question: pictures to the left; question, answers and scores to the right."""
     rows = -(-len(cards) // PER_CATEGORY)
-    figure = Figure(figsize=(6.4 * PER_CATEGORY, 3.1 * rows), dpi=110, facecolor="white")
+    figure = Figure(figsize=(6.4 * PER_CATEGORY, 3.5 * rows), dpi=110, facecolor="white")
     for place, (row, pictures) in enumerate(cards):
         left, top = (place % PER_CATEGORY) / PER_CATEGORY, 1 - place // PER_CATEGORY / rows
         width, height = 1 / PER_CATEGORY, 1 / rows
