@@ -83,10 +83,14 @@ def train_policy(out: Path, planned: Sequence[Planned], seed: int, sight_steps: 
         "talk_steps": talk_steps,
         "tokenizer": of_tree(out / "tokenizer"),
     }
-    _claim(folder, settings)
-    if not folder.exists():
+    if folder.exists():
+        _require(folder, settings)
+    else:
         work.mkdir(exist_ok=True)
-        _claim(work, settings)
+        if any(entry.suffix != ".tmp" for entry in work.iterdir()):
+            _require(work, settings)
+        with jsonl.replacing(work / SETTINGS) as file:
+            file.write(json.dumps(settings, indent=1).encode() + b"\n")
         _train(out, seed, sight_steps, talk_steps)
     shutil.rmtree(work, ignore_errors=True)
     record = folder / "accuracy.json"
@@ -99,18 +103,14 @@ def train_policy(out: Path, planned: Sequence[Planned], seed: int, sight_steps: 
     show(json.loads(record.read_text("utf-8")))
 
 
-def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse to go on with what was trained otherwise; the settings travel from `training` to `policy`."""
+def _require(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse to go on with what was trained otherwise."""
     record = folder / SETTINGS
-    if record.exists():
-        there = json.loads(record.read_text("utf-8"))
-        other = [f"{name} {there.get(name)!r} instead of {value!r}" for name, value in settings.items()
-                 if there.get(name) != value]  # fmt: skip
-        if other:
-            raise ValueError(f"{folder}: was trained with {'; '.join(other)}; remove that folder to train anew")
-    elif folder.exists():
-        with jsonl.replacing(record) as file:
-            file.write(json.dumps(settings, indent=1).encode() + b"\n")
+    there = json.loads(record.read_text("utf-8")) if record.exists() else {}
+    other = [f"{name} {there.get(name)!r} instead of {value!r}" for name, value in settings.items()
+             if there.get(name) != value]  # fmt: skip
+    if other:
+        raise ValueError(f"{folder}: was trained with {'; '.join(other)}; remove that folder to train anew")
 
 
 def _train(out: Path, seed: int, sight_steps: int, talk_steps: int) -> None:
@@ -156,7 +156,9 @@ def fit(stage: Stage, work: Path) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         # Lightning warns of a loader that it cannot rewind; this one starts where the checkpoint ends.
-        warnings.filterwarnings("ignore", message=".*(does not have many workers|mid-epoch|isinstance.treespec).*")
+        warnings.filterwarnings(
+            "ignore", message=".*(does not have many workers|ended before the epoch ended|isinstance.treespec).*"
+        )
         trainer = lightning.Trainer(
             accelerator="cpu",
             devices=1,

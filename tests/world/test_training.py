@@ -1,9 +1,11 @@
 """The tiny policy: an ordinary checkpoint that sees and answers, and a training that survives kills."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,6 +70,24 @@ def test_its_accuracy_stands_beside_it_for_every_category(world_with_policy):
 def test_a_policy_trained_otherwise_is_refused(world_with_policy, capsys):
     assert cli.main(["world", "--out", str(world_with_policy), *SHORT[:-1], "9"]) == 2
     assert "was trained with talk_steps 4 instead of 9; remove that folder" in capsys.readouterr().err
+
+
+def test_the_code_of_the_readme_runs(world_with_policy, tmp_path, monkeypatch):
+    (tmp_path / "w").symlink_to(world_with_policy)
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, {})
+
+
+def test_a_policy_of_unknown_origin_is_refused(world_with_policy, tmp_path, capsys):
+    out = tmp_path / "w"
+    shutil.copytree(world_with_policy, out)
+    (out / "policy" / "training.json").unlink()
+    assert cli.main(["world", "--out", str(out), *SHORT]) == 2
+    assert "was trained with seed None instead of 0" in capsys.readouterr().err
 
 
 def test_a_killed_training_does_not_go_on_with_other_steps(world_with_policy, tmp_path, capsys):
