@@ -171,7 +171,12 @@ def fit(stage: Stage, work: Path) -> None:
             log_every_n_steps=1,
             callbacks=[SaveWhole(checkpoint), RichProgressBar()],
         )
-        trainer.fit(stage.module, loader, ckpt_path=str(checkpoint) if first else None, weights_only=True)
+        try:
+            trainer.fit(stage.module, loader, ckpt_path=str(checkpoint) if first else None, weights_only=True)
+        except SystemExit as exit_:
+            if trainer.interrupted:  # Lightning makes an exit of an interrupt, and the hint to go on would be lost
+                raise KeyboardInterrupt from exit_
+            raise
     if trainer.global_step != stage.steps:
         raise ValueError(
             f"{stage.name}: stopped after step {trainer.global_step} of {stage.steps}; the same command continues"

@@ -123,6 +123,23 @@ cli.main({["world", "--out", str(out), *SHORT]!r})
     assert [name for name in once if not torch.equal(once[name], resumed[name])] == []
 
 
+def test_an_interrupted_training_says_that_the_same_command_continues(world_with_policy, tmp_path):
+    """Ctrl-C in the middle of a step, in a process of its own, for Lightning then ignores the signal."""
+    shutil.copytree(world_with_policy, tmp_path / "w", ignore=shutil.ignore_patterns("policy"))
+    code = f"""
+import sys
+from mmrlhf import cli
+from mmrlhf.world import training
+def interrupt(*_): raise KeyboardInterrupt
+training.SaveWhole.on_train_batch_end = interrupt
+sys.exit(cli.main({["world", "--out", str(tmp_path / "w"), *SHORT]!r}))
+"""
+    stopped = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert stopped.returncode == 130
+    assert "interrupted; the same command continues from here" in stopped.stderr
+    assert not (tmp_path / "w" / "policy").exists()
+
+
 def test_patch_labels_name_what_is_drawn_there():
     """Against the picture itself: a patch that is labelled with a colour is mostly painted in it."""
     processor = build_processor(train_tokenizer(["x"], 300)).image_processor
