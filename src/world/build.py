@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -17,6 +16,7 @@ from .media import clean, render
 from .overlaps import plant
 from .plan import MIX, Planned, conversations, plan
 from .scenes import stream
+from .settings import differing, write_json
 from .truth import truth
 
 if TYPE_CHECKING:
@@ -139,13 +139,8 @@ def _claim(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         there = marker.get("settings") if isinstance(marker, dict) else None
         if not isinstance(there, dict):
             raise ValueError(f"{path}: expected the settings of a world, found another file; give another --out")
-        other = [
-            f"{name} {there.get(name)!r} instead of {value!r}"
-            for name, value in settings.items()
-            if there.get(name) != value
-        ]
-        if other:
-            raise ValueError(f"{out}: holds a world with {'; '.join(other)}; give another --out, or remove it")
+        if other := differing(there, settings):
+            raise ValueError(f"{out}: holds a world with {other}; give another --out, or remove it")
         return dict(marker)
     if [entry for entry in out.iterdir() if entry.name != "world.json.tmp"]:  # the draft of a run that was killed
         raise ValueError(f"{out}: expected an empty folder or a world, found other files; give another --out")
@@ -154,8 +149,7 @@ def _claim(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _mark(out: Path, settings: Mapping[str, Any], done: Mapping[str, Any]) -> dict[str, Any]:
     marker = {"settings": dict(settings), **done}
-    with jsonl.replacing(out / "world.json") as file:
-        file.write(json.dumps(marker, indent=1).encode() + b"\n")
+    write_json(out / "world.json", marker)
     return marker
 
 
@@ -173,7 +167,7 @@ def write_data(out: Path, planned: Sequence[Planned], settings: Mapping[str, Any
     ledger.took(len(planned))
     ledger.gave(jsonl.write(out / "ranked.jsonl", merged))
     ledger.check()
-    jsonl.write(out / "raw.jsonl", conversations(list(planned)))
+    jsonl.write(out / "raw.jsonl", conversations(planned))
     jsonl.write(out / "candidates.jsonl", (item.candidates for item in planned))
     jsonl.write(out / "truth.jsonl", (_truth_row(item) for item in planned))
     jsonl.write(out / "overlaps.jsonl", overlaps)

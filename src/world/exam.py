@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
 from rich import box
 from rich.console import Console
 from rich.progress import track
@@ -15,14 +14,12 @@ from rich.table import Table
 
 from ..encoding import messages_of
 from ..stats import wilson
-from . import films
+from .media import load
 from .policy import frames_of, respond
 from .speech import SKILLS
 from .truth import truth
 
 if TYPE_CHECKING:
-    from ..encoding import Part
-    from ..queries import Media
     from .plan import Planned
 
 log = logging.getLogger(__name__)
@@ -36,15 +33,17 @@ def examine(model: Any, processor: Any, media: Path, planned: Sequence[Planned])
     frames = frames_of(processor)
     rows: dict[str, dict[str, Any]] = {}
     for item in track(chosen, "examining"):
-        answer = respond(model, processor, messages_of(item.query, lambda medium: open_part(media, medium, frames)))
+        answer = respond(model, processor, messages_of(item.query, lambda medium: load(media, medium, frames)))
+        right = truth(item.fact, answer).right
+        judged = [(said.model, truth(item.fact, said.text).right) for said in item.candidates.responses]
         for name in (item.fact.category, "all"):
             row = rows.setdefault(name, {"questions": 0, "policy": 0, "chance": 0.0, "models": {}})
             row["questions"] += 1
-            row["policy"] += truth(item.fact, answer).right
+            row["policy"] += right
             row["chance"] += item.fact.chance
-            for response in item.candidates.responses:
-                right, asked = row["models"].get(response.model, (0, 0))
-                row["models"][response.model] = (right + truth(item.fact, response.text).right, asked + 1)
+            for speaker, hit in judged:
+                so_far, asked = row["models"].get(speaker, (0, 0))
+                row["models"][speaker] = (so_far + hit, asked + 1)
     return rows
 
 
@@ -57,14 +56,6 @@ def _chosen(planned: Sequence[Planned]) -> list[Planned]:
             taken[category] = taken.get(category, 0) + 1
             chosen.append(item)
     return chosen
-
-
-def open_part(folder: Path, medium: Media, frames: int) -> Part:
-    """A medium as a part of a message: the upright picture, or evenly spread frames."""
-    if medium.kind == "video":
-        return films.sampled(films.frames(folder / medium.path), frames)
-    with Image.open(folder / medium.path) as image:
-        return image.convert("RGB")
 
 
 def show(accuracy: Mapping[str, Mapping[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Pictures and films as files: rendered by any number of processes, each file written whole or not at all."""
+"""Pictures and films as files: rendered by any number of processes, written whole or not at all, and read back."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from PIL import Image
 from rich.progress import track
 
-from . import draw
+from . import draw, films
 
 if TYPE_CHECKING:
+    from ..queries import Media
     from .plan import Planned
 
 POOL_FROM = 200
@@ -83,3 +85,11 @@ def _write_frames(path: Path, frames: Sequence[bytes]) -> None:
         shutil.rmtree(passing)
     else:
         passing.replace(path)
+
+
+def load(folder: Path, medium: Media, frames: int) -> Image.Image | list[Image.Image]:
+    """A medium from the disk: the picture, or that many evenly spread frames."""
+    if medium.kind == "video":
+        return films.sampled(films.frames(folder / medium.path), frames)
+    with Image.open(folder / medium.path) as image:
+        return image.convert("RGB")

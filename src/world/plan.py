@@ -6,7 +6,7 @@ without changing a byte.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +135,7 @@ def media_of(fact: Fact, number: str) -> tuple[Media, ...]:
     return tuple(Media("image", f"images/{number}-{place}.{suffix}") for place, _ in enumerate(fact.scenes, start=1))
 
 
-def conversations(planned: list[Planned]) -> Iterator[dict[str, Any]]:
+def conversations(planned: Sequence[Planned]) -> Iterator[dict[str, Any]]:
     """The raw rows as collected: LLaVA conversations, several turns where questions share a picture."""
     talks: dict[str, list[Planned]] = {}
     for item in planned:

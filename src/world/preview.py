@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 from .. import jsonl
 from ..records import DIMENSIONS, RankedQuery, Response
-from . import films
+from .media import load
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from matplotlib.axes import Axes
+    from PIL import Image
 
     from ..queries import Media
 
@@ -101,9 +101,6 @@ def _pictures(folder: Path, media: Sequence[Media]) -> list[Image.Image]:
     """A picture per image; first, middle and last frame of a film."""
     pictures: list[Image.Image] = []
     for medium in media:
-        if medium.kind == "video":
-            pictures += films.sampled(films.frames(folder / medium.path), 3)
-        else:
-            with Image.open(folder / medium.path) as image:
-                pictures.append(image.convert("RGB"))
+        part = load(folder, medium, 3)
+        pictures += part if isinstance(part, list) else [part]
     return pictures

@@ -23,6 +23,7 @@ from . import sft, sight
 from .exam import examine, show
 from .plan import Planned
 from .policy import PATCH, build_model, build_processor, load_policy
+from .settings import differing, write_json
 from .sft import SFTModule, TalkRows, collate
 from .sight import SightModule, SightRows, look
 
@@ -89,8 +90,7 @@ def train_policy(out: Path, planned: Sequence[Planned], seed: int, sight_steps: 
         work.mkdir(exist_ok=True)
         if any(entry.suffix != ".tmp" for entry in work.iterdir()):
             _require(work, settings)
-        with jsonl.replacing(work / SETTINGS) as file:
-            file.write(json.dumps(settings, indent=1).encode() + b"\n")
+        write_json(work / SETTINGS, settings)
         _train(out, seed, sight_steps, talk_steps)
     shutil.rmtree(work, ignore_errors=True)
     record = folder / "accuracy.json"
@@ -98,8 +98,7 @@ def train_policy(out: Path, planned: Sequence[Planned], seed: int, sight_steps: 
         log.info("%s: the policy is there already", folder)
     else:
         accuracy = examine(*load_policy(folder), out / "media", planned)
-        with jsonl.replacing(record) as file:
-            file.write(json.dumps(accuracy, indent=1).encode() + b"\n")
+        write_json(record, accuracy)
     show(json.loads(record.read_text("utf-8")))
 
 
@@ -107,10 +106,8 @@ def _require(folder: Path, settings: Mapping[str, Any]) -> None:
     """Refuse to go on with what was trained otherwise."""
     record = folder / SETTINGS
     there = json.loads(record.read_text("utf-8")) if record.exists() else {}
-    other = [f"{name} {there.get(name)!r} instead of {value!r}" for name, value in settings.items()
-             if there.get(name) != value]  # fmt: skip
-    if other:
-        raise ValueError(f"{folder}: was trained with {'; '.join(other)}; remove that folder to train anew")
+    if other := differing(there, settings):
+        raise ValueError(f"{folder}: was trained with {other}; remove that folder to train anew")
 
 
 def _train(out: Path, seed: int, sight_steps: int, talk_steps: int) -> None:
