@@ -1,0 +1,48 @@
+"""Where the files of a checkpoint lie: a folder of this machine, or one of the hub, kept in its cache."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+"""What is fetched of a repository: nothing that has to be unpickled, and no code."""
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def resolved(name_or_path: str | Path, revision: str | None = None, code: bool = False) -> Path:
+    """The folder of a checkpoint; a repository of the hub is fetched into its cache, where it is not yet.
+
+    Its Python files come along only if its `code` is to run.
+    """
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file() and not (folder / "processor_config.json").is_file():
+            raise ValueError(f"{folder}: expected a checkpoint, found no config.json in it; check the path")
+        return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)):
+        raise ValueError(
+            f"checkpoint: expected a folder or the name of a repository (owner/name), got {str(name_or_path)!r}; "
+            "check the path"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    wanted = [*_FILES, "*.py"] if code else list(_FILES)
+    try:
+        return Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=wanted))
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ValueError(
+            f"checkpoint {str(name_or_path)!r}: neither a folder here nor to be had from the hub "
+            f"({type(error).__name__}); give the path of a folder, or fetch it on a machine with a connection"
+        ) from error
+
+
+def require_pinned(name_or_path: str | Path, trust_remote_code: bool, revision: str | None) -> None:
+    """Refuse to run a checkpoint's own code unless it is of one commit, which nobody can change afterwards."""
+    if not trust_remote_code or (revision is not None and _COMMIT.fullmatch(revision)):
+        return
+    raise ValueError(
+        f"trust_remote_code: expected a revision that is a commit (40 hexadecimal digits) of {str(name_or_path)!r}, "
+        f"got {revision!r}; pin the commit whose code you have read, or leave it off"
+    )

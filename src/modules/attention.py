@@ -1,0 +1,143 @@
+"""Attention over shared prefixes, under transformers' attention interface.
+
+A packed batch is one row without padding: of each query a prefix and its segments, one query behind the other. The
+layout travels as a keyword argument from the decoder's forward to this function, so it is there again when a
+checkpointed layer is computed a second time in the backward pass.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+NAME = "shared_prefix"
+"""Of the attention implementation, as transformers registers it."""
+Kernel = Literal["auto", "together", "apart", "dense"]
+"""How the segments of a query look back: `together` in one call with a mask, `apart` in a call each, which pays when
+they are long; `dense` is one call for everything, with the whole mask; `auto` chooses by the lengths."""
+
+
+class Block(NamedTuple):
+    """One query in the row."""
+
+    start: int
+    prefix: int
+    segments: tuple[int, ...]
+    """The lengths of its continuations."""
+    mask: Tensor | None
+    """(segment tokens, tokens): what the segments see together; None where each is computed apart."""
+
+    @property
+    def stop(self) -> int:
+        """The column behind its last."""
+        return self.start + self.prefix + sum(self.segments)
+
+
+class SharedPrefixes(NamedTuple):
+    """The layout of a packed batch."""
+
+    blocks: tuple[Block, ...]
+    everything: Tensor | None
+    """(1, 1, tokens, tokens): the whole mask, for the kernel that takes it."""
+
+
+def shared_prefixes(
+    lengths: Sequence[tuple[int, tuple[int, ...]]], device: torch.device, kernel: Kernel = "auto"
+) -> SharedPrefixes:
+    """The layout of queries of these lengths, (prefix, segments), laid end to end."""
+    blocks, start = [], 0
+    for prefix, segments in lengths:
+        together = kernel == "together" or (kernel == "auto" and 2 * sum(segments) <= prefix)
+        mask = _seen(prefix, segments, device)[prefix:] if together else None
+        blocks.append(Block(start, prefix, segments, mask))
+        start = blocks[-1].stop
+    if kernel != "dense":
+        return SharedPrefixes(tuple(blocks), None)
+    whole = torch.zeros(start, start, dtype=torch.bool, device=device)
+    for block in blocks:
+        own = slice(block.start, block.stop)
+        whole[own, own] = _seen(block.prefix, block.segments, device)
+    return SharedPrefixes(tuple(blocks), whole[None, None])
+
+
+def _seen(prefix: int, segments: Sequence[int], device: torch.device) -> Tensor:
+    """(tokens, tokens): which tokens of a query each token sees.
+
+    >>> _seen(1, (1, 2), torch.device("cpu")).int().tolist()
+    [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]
+    """
+    tokens = prefix + sum(segments)
+    seen = torch.zeros(tokens, tokens, dtype=torch.bool, device=device)
+    seen[:, :prefix] = True
+    for length, stop in zip(segments, accumulate(segments), strict=True):
+        at = slice(prefix + stop - length, prefix + stop)
+        seen[at, at] = True
+    return seen.tril()
+
+
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    shared_prefix: SharedPrefixes | None = None,
+    **others: Any,  # noqa: ANN401 - transformers passes on whatever a model is given
+) -> tuple[Tensor, None]:
+    """Attention of one layer: of a packed batch with its layout, of any other as transformers computes it."""
+    if shared_prefix is None:
+        found = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
+        return found[0], None
+    options: dict[str, Any] = {"scale": scaling, "dropout_p": dropout}
+    if shared_prefix.everything is not None:
+        out = _masked(query, key, value, shared_prefix.everything, options)
+    else:
+        parts = [part for block in shared_prefix.blocks for part in _block(block, query, key, value, options)]
+        out = torch.cat(parts, dim=2)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _block(block: Block, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> list[Tensor]:
+    """The outputs of one query: of its prefix, then of its segments."""
+    query, key, value = (each[:, :, block.start : block.stop] for each in (query, key, value))
+    prefix = block.prefix
+    shared = key.shape[1] != query.shape[1]
+    asking, keys, values = (each[:, :, :prefix] for each in (query, key, value))
+    out = [scaled_dot_product_attention(asking, keys, values, is_causal=True, enable_gqa=shared, **options)]
+    if block.mask is not None:
+        return [*out, _masked(query[:, :, prefix:], key, value, block.mask, options)]
+    start = prefix
+    for length in block.segments:
+        own = slice(start, start + length)
+        keys, values = (torch.cat([each[:, :, :prefix], each[:, :, own]], dim=2) for each in (key, value))
+        seen = torch.ones(length, prefix + length, dtype=torch.bool, device=key.device).tril(prefix)
+        out.append(_masked(query[:, :, own], keys, values, seen, options))
+        start += length
+    return out
+
+
+def _masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, options: dict[str, Any]) -> Tensor:
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:  # the fused kernels take grouped heads only without a mask
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, **options)
+
+
+AttentionInterface.register(NAME, attend)
+# Without a mask function of the same name, ordinary padded rows would get no mask at all.
+AttentionMaskInterface.register(NAME, sdpa_mask)
