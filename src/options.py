@@ -38,8 +38,7 @@ def read_options(function: Callable[..., None], prog: str, argv: Sequence[str]) 
 
 def option_parser(function: Callable[..., None], prog: str) -> OptionParser:
     """The parser of one function, made from its signature and its docstring."""
-    # A config may come from somebody else: it may name classes, but none that run commands or unpickle.
-    set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)
+    guard_configs()
     parser = OptionParser(
         prog=prog,
         description=(inspect.getdoc(function) or "").split("\nArgs:")[0],
@@ -50,7 +49,7 @@ def option_parser(function: Callable[..., None], prog: str) -> OptionParser:
     parser.add_argument(
         "-c",
         "--config",
-        action=_ConfigFile,
+        action=ConfigFile,
         metavar="FILE",
         help="YAML with values for the options below; repeatable. Of two values, the later on the line wins.",
     )
@@ -58,25 +57,13 @@ def option_parser(function: Callable[..., None], prog: str) -> OptionParser:
     return parser
 
 
-class OptionParser(ArgumentParser):
-    """jsonargparse with `--dashed-names`, `--flag/--no-flag`, and one-line errors with suggestions."""
+def guard_configs() -> None:
+    """A config may come from somebody else: it may name classes, but none that run commands or unpickle."""
+    set_parsing_settings(import_path_denylist=[], instantiate_subclass_spec_in_any=False)
 
-    def add_argument(self, *args: str, **kwargs: Any) -> Any:  # noqa: ANN401 - as the method it extends
-        """Add one option, spelt with dashes; a bool becomes a pair of flags."""
-        if kwargs.get("type") is bool:
-            del kwargs["type"]
-            kwargs["action"] = ActionYesNo(no_prefix="no-")
-        return super().add_argument(*(word.replace("_", "-") for word in args), **kwargs)
 
-    def dashed(self, word: str) -> str:
-        """`--max_parallel=2` as `--max-parallel=2` if that is an option; keys of a class stay as they are."""
-        name, equals, value = word.partition("=")
-        parts = name.split(".")
-        for cut in range(len(parts), 0, -1):
-            head = ".".join(parts[:cut]).replace("_", "-")
-            if head in self._option_string_actions:
-                return ".".join([head, *parts[cut:]]) + equals + value
-        return word
+class ExplainingParser(ArgumentParser):
+    """jsonargparse with errors that fit on one line and suggest the right name."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what the parser found, as an error of the user."""
@@ -101,10 +88,32 @@ class OptionParser(ArgumentParser):
         return re.sub(r'^Parser key "([^"]+)":', r"\1:", message)
 
 
-class _ConfigFile(ActionConfigFile):
+class OptionParser(ExplainingParser):
+    """The same with `--dashed-names` and `--flag/--no-flag`."""
+
+    def add_argument(self, *args: str, **kwargs: Any) -> Any:  # noqa: ANN401 - as the method it extends
+        """Add one option, spelt with dashes; a bool becomes a pair of flags."""
+        if kwargs.get("type") is bool:
+            del kwargs["type"]
+            kwargs["action"] = ActionYesNo(no_prefix="no-")
+        return super().add_argument(*(word.replace("_", "-") for word in args), **kwargs)
+
+    def dashed(self, word: str) -> str:
+        """`--max_parallel=2` as `--max-parallel=2` if that is an option; keys of a class stay as they are."""
+        name, equals, value = word.partition("=")
+        parts = name.split(".")
+        for cut in range(len(parts), 0, -1):
+            head = ".".join(parts[:cut]).replace("_", "-")
+            if head in self._option_string_actions:
+                return ".".join([head, *parts[cut:]]) + equals + value
+        return word
+
+
+class ConfigFile(ActionConfigFile):
     """`--config FILE`, whose errors name the file."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:  # noqa: ANN401
+        """Read one file into the values so far."""
         if not Path(values).is_file():
             raise ValueError(f"config {values!r}: no such file")
         try:

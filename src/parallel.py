@@ -23,6 +23,12 @@ def processes_of(asked: int | None) -> int:
     return asked or os.cpu_count() or 1
 
 
+def rank() -> int:
+    """The number of this process among those of a training, before there is a trainer to ask; 0 where it is alone."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # torchrun's, SLURM's, and Lightning's own launcher's
+    return next((int(os.environ[name]) for name in names if name in os.environ), 0)
+
+
 @contextmanager
 def workers(processes: int) -> Iterator[ProcessPoolExecutor | None]:
     """So many processes besides this one; for 1 there are none, and the work is done here."""

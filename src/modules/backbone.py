@@ -6,7 +6,8 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -235,6 +236,41 @@ def adapted(backbone: Backbone, lora: Lora) -> Backbone:
     where = rf"(?:.*\.)?{backbone.family.decoder}\.(?:.*\.)?(?:{lora.layers})"
     settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=where)
     return Backbone(get_peft_model(backbone.model, settings), backbone.family)
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """What `load_backbone` is called with, as a config holds it.
+
+    Args:
+        path: A folder, or the name of a repository on the hub.
+        dtype: The type of the weights.
+        vision_attention: How the vision tower attends, by transformers' name.
+        freeze: Which parts are not trained.
+        lora: Train adapters on the decoder instead of the weights.
+        activation_checkpointing: Compute the decoder's layers again in the backward pass, instead of keeping them.
+        revision: Commit, tag or branch of the repository.
+        trust_remote_code: Run code that comes with the checkpoint; only of a pinned commit.
+    """
+
+    path: str
+    dtype: Number = "float32"
+    vision_attention: str = "sdpa"
+    freeze: Freeze = field(default_factory=Freeze)
+    lora: Lora | None = None
+    activation_checkpointing: bool = False
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoint lies; fetched from the hub, where it is not yet here."""
+        return resolved(self.path, self.revision, code=self.trust_remote_code)
+
+    def load(self) -> Backbone:
+        """Load it."""
+        told = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "path"}
+        return load_backbone(self.path, **told)
 
 
 def _checkpoint_activations(decoder: Any) -> None:  # noqa: ANN401

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .backbone import Backbone
 
 Step = Literal["auto", "shared_prefix", "separate"]
+Way = Literal["shared_prefix", "separate"]
 
 
 class Told(NamedTuple):
@@ -83,21 +84,23 @@ class ResponseScorer(torch.nn.Module):
         if chunk < 1 or (rows_at_once is not None and rows_at_once < 1):
             raise ValueError(f"expected chunk and rows_at_once of 1 or more, got {chunk} and {rows_at_once}")
         self.backbone, self.chunk, self.kernel, self.rows_at_once = backbone, chunk, kernel, rows_at_once
-        self.step: Literal["shared_prefix", "separate"] = (
-            "separate" if reason or step == "separate" else "shared_prefix"
-        )
+        self.step: Way = "separate" if reason or step == "separate" else "shared_prefix"
 
     def forward(self, rows: PackedRows) -> ResponseLogps:
         """Sums and counts of the responses of packed rows, in their order."""
+        return self.by(self.step, rows)
+
+    def by(self, step: Way, rows: PackedRows) -> ResponseLogps:
+        """The same by a way that is named."""
         said = told(rows)
-        states = self.states(rows, said)
+        states = self.states(step, rows, said)
         logps = token_logps(states, self.backbone.head, said.targets, self.chunk)
         return summed(logps, said.owners, said.responses)
 
-    def states(self, rows: PackedRows, said: Told) -> Tensor:
+    def states(self, step: Way, rows: PackedRows, said: Told) -> Tensor:
         """The states that predict the supervised tokens, (tokens, width)."""
         embeds, positions = self.backbone.embed(rows), self.backbone.positions(rows)
-        way = self._shared if self.step == "shared_prefix" else self._separate
+        way = self._shared if step == "shared_prefix" else self._separate
         return way(rows, said, embeds, positions)
 
     def _shared(self, rows: PackedRows, said: Told, embeds: Tensor, positions: Tensor) -> Tensor:

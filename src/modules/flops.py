@@ -1,0 +1,61 @@
+"""What a step costs, from shapes alone: the multiplications of weights and of attention, each counted twice."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .backbone import Backbone
+
+Lengths = tuple[int, tuple[int, ...]]
+"""Of one query: the tokens of its prefix, and of each continuation."""
+
+
+def seen_pairs(lengths: Lengths, shared: bool) -> int:
+    """How many (looking, looked at) pairs of tokens attention computes for a query.
+
+    >>> seen_pairs((2, (1, 1)), shared=True), seen_pairs((2, (1, 1)), shared=False)
+    (9, 12)
+    """
+    prefix, segments = lengths
+    own = sum(length * prefix + length * (length + 1) // 2 for length in segments)
+    return own + prefix * (prefix + 1) // 2 * (1 if shared else len(segments))
+
+
+def tokens_of(lengths: Lengths, shared: bool) -> int:
+    """How many tokens of a query go through the decoder.
+
+    >>> tokens_of((5, (1, 2)), shared=True), tokens_of((5, (1, 2)), shared=False)
+    (8, 13)
+    """
+    prefix, segments = lengths
+    return sum(segments) + prefix * (1 if shared else len(segments))
+
+
+class Cost:
+    """The cost of a backbone per token, per look and per patch."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        config: Any = backbone.config.get_text_config()
+        heads = config.num_attention_heads
+        width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+        layers = [weight for name, weight in backbone.part("language") if ".layers." in name and weight.ndim >= 2]
+        self.per_token = 2.0 * sum(weight.numel() for weight in layers)
+        self.per_look = 4.0 * width * config.num_hidden_layers
+        self.per_logits = 2.0 * backbone.head.weight.numel()
+        tower = [weight for _, weight in backbone.part("vision") if weight.ndim >= 2]
+        self.per_patch = 2.0 * sum(weight.numel() for weight in tower)
+        self.tower_trains = any(weight.requires_grad for weight in tower)
+        side = backbone.config.vision_config.patch_size
+        self.pixels_per_patch = 3 * (math.prod(side) if isinstance(side, (list, tuple)) else side**2)
+
+    def step(self, lengths: Sequence[Lengths], supervised: int, pixels: int, shared: bool, again: bool) -> float:
+        """Forward and backward of a batch; `again`: the layers are computed once more in the backward pass."""
+        decoder = sum(
+            self.per_token * tokens_of(each, shared) + self.per_look * seen_pairs(each, shared) for each in lengths
+        )
+        tower = self.per_patch * pixels / self.pixels_per_patch * (3 if self.tower_trains else 1)
+        return float(decoder * (4 if again else 3) + self.per_logits * supervised * 3 + tower)
