@@ -70,12 +70,8 @@ def messages_of(query: Query, load: Callable[[Media], Part]) -> list[Message]:
 def encode_prompt(processor: Any, messages: Sequence[Message]) -> Encoded:  # noqa: ANN401 - transformers is untyped
     """Encode a conversation up to the point where the assistant begins to speak."""
     texts, images, videos = _sorted_parts(messages)
+    media = _arguments(processor, images, videos)
     rendered, hole = _with_holes(processor, messages)
-    media: dict[str, Any] = {}
-    if images:
-        media["images"] = [images]  # of one text: families tile several pictures of a prompt differently from one
-    if videos:
-        media |= {"videos": videos, "do_sample_frames": False}
     out = dict(processor(text=[rendered], return_tensors="pt", add_special_tokens=False, **media))
     ids = out.pop("input_ids")[0]
     out.pop("attention_mask", None)
@@ -172,6 +168,28 @@ def _sorted_parts(messages: Sequence[Message]) -> tuple[list[str], list[Image.Im
             else:
                 videos.append(np.stack([np.asarray(frame.convert("RGB")) for frame in part]))
     return texts, images, videos
+
+
+def _arguments(processor: Any, images: list[Image.Image], videos: list[np.ndarray]) -> dict[str, Any]:  # noqa: ANN401
+    """The media as the processor takes them; what it does not take it would leave out without a word."""
+    named = type(processor).__name__
+    films: Any = getattr(processor, "video_processor", None)
+    if videos and films is None:
+        raise ValueError(
+            f"{named}: expected text and images, got {len(videos)} film{'s' * (len(videos) > 1)}; "
+            "give the frames as images or choose a model that takes films"
+        )
+    if images and videos and "pixel_values" in films.model_input_names:
+        raise ValueError(
+            f"{named}: expected images or films in one prompt, got both, and it has one place for either; "
+            "give the frames of the films as images"
+        )
+    media: dict[str, Any] = {}
+    if images:
+        media["images"] = [images]  # of one text: families tile several pictures of a prompt differently from one
+    if videos:
+        media |= {"videos": videos, "do_sample_frames": False}
+    return media
 
 
 def _with_holes(processor: Any, messages: Sequence[Message]) -> tuple[str, int]:  # noqa: ANN401

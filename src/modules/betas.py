@@ -50,8 +50,7 @@ def quantile_at(known: Tensor, chance: Tensor) -> Tensor:
     >>> quantile_at(torch.tensor([3.0, 5.0, 9.0]), torch.tensor([0.0, 0.5, 0.999]))
     tensor([3., 5., 9.])
     """
-    places = (chance * len(known)).long()
-    return known[places.clamp(max=len(known) - 1)]  # a chance just below 1 may be rounded up
+    return known[(chance.double() * len(known)).long()]  # rounded in float32 it could be the next one
 
 
 def batch_beta(gaps: Tensor, usual: Tensor, beta0: float, w: float, floor: float) -> Tensor:

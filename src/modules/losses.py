@@ -195,7 +195,7 @@ class Offset(PreferenceLoss):
     at z = 0, where DPO has 0.69: it hardly counts. With 1 no pair asks for less than DPO does. alpha = 0 is DPO.
     """
 
-    needs_margin: ClassVar[bool] = False
+    needs_margin: ClassVar[bool] = True
     alpha: float = 1.0
     least: float = 0.01
 

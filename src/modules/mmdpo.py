@@ -144,11 +144,14 @@ class MMDPOModule(lightning.LightningModule):
 
     def _compare(self, batch: PackedQueries, logps: ResponseLogps) -> tuple[Tensor, PairReport]:
         """The loss of every pair, (pairs,), and what there is to tell of it."""
-        per = logps.tokens.clamp(min=1) if self.loss.mean_logps else torch.ones_like(logps.tokens)
-        policy, reference = take(logps.sums / per, batch.pairs), take(batch.reference_logps / per, batch.pairs)
+        policy, reference = take(logps.sums, batch.pairs), take(batch.reference_logps, batch.pairs)
         z = log_ratio(policy, reference)
-        margin = margins(self.margin, batch, z.detach(), self.beta.beta0, required=self.margin_needed)
-        beta = self.beta(Evidence(margin, z.detach(), pair_chances(batch), self.usual_gap, self.known))
+        gap = z.detach()
+        margin = margins(self.margin, batch, gap, self.beta.beta0, required=self.margin_needed)
+        beta = self.beta(Evidence(margin, gap, pair_chances(batch), self.usual_gap, self.known))
+        if self.loss.mean_logps:
+            tokens = logps.tokens.clamp(min=1)
+            z = log_ratio(take(logps.sums / tokens, batch.pairs), take(batch.reference_logps / tokens, batch.pairs))
         losses = self.loss(z, beta, margin)
         if self.sft_weight:
             losses = losses + self.sft_weight * response_nll(logps.sums, logps.tokens, batch.pairs)
@@ -157,7 +160,7 @@ class MMDPOModule(lightning.LightningModule):
         report = PairReport(
             margin=margin,
             beta=beta,
-            gap=z.detach(),
+            gap=gap,
             chosen_logps=policy.chosen.detach(),
             rejected_logps=policy.rejected.detach(),
             reference_chosen=reference.chosen,
