@@ -20,18 +20,18 @@ def resolved(name_or_path: str | Path, revision: str | None = None, code: bool =
         if not (folder / "config.json").is_file() and not (folder / "processor_config.json").is_file():
             raise ValueError(f"{folder}: expected a checkpoint, found no config.json in it; check the path")
         return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)):
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name_or_path)):
         raise ValueError(
             f"checkpoint: expected a folder or the name of a repository (owner/name), got {str(name_or_path)!r}; "
             "check the path"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     wanted = [*_FILES, "*.py"] if code else list(_FILES)
     try:
         return Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=wanted))
-    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ValueError(
             f"checkpoint {str(name_or_path)!r}: neither a folder here nor to be had from the hub "
             f"({type(error).__name__}); give the path of a folder, or fetch it on a machine with a connection"
@@ -46,3 +46,12 @@ def require_pinned(name_or_path: str | Path, trust_remote_code: bool, revision: 
         f"trust_remote_code: expected a revision that is a commit (40 hexadecimal digits) of {str(name_or_path)!r}, "
         f"got {revision!r}; pin the commit whose code you have read, or leave it off"
     )
+
+
+def require_safetensors(folder: Path) -> None:
+    """Refuse a folder without weights that can be read without running what is in them."""
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{folder}: expected weights as *.safetensors, found none; convert them, for others have to be unpickled, "
+            "and that runs whatever is in them"
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import inspect
 import json as jsonlib
 import logging
 import os
@@ -32,6 +33,9 @@ VERBS = {
     "data describe": "mmrlhf.datamodules.describing:describe",
     "data fetch": "mmrlhf.datamodules.fetching:fetch",
     "data export": "mmrlhf.formats.exporting:export_data",
+    "score": "mmrlhf.score:score",
+    "features": "mmrlhf.features:features",
+    "train-dpo": "mmrlhf.train:train_dpo",
     "env": "mmrlhf.cli:env",
 }
 
@@ -80,7 +84,10 @@ def _run(verb: str, argv: Sequence[str], verbs: Mapping[str, str]) -> None:
         raise ValueError(f"unknown verb {verb!r}{did_you_mean(verb, verbs)} (verbs: {', '.join(verbs)})")
     _start_logging(os.environ.get("MMRLHF_LOG", "info"))
     function = verb_function(verb, verbs)
-    function(**read_options(function, f"mmrlhf {verb}", argv))
+    if "argv" in inspect.signature(function).parameters:  # a trainer, whose options are those of several classes
+        function(argv)
+    else:
+        function(**read_options(function, f"mmrlhf {verb}", argv))
 
 
 def verb_function(verb: str, verbs: Mapping[str, str] = VERBS) -> Callable[..., None]:

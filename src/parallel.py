@@ -35,7 +35,7 @@ def workers(processes: int) -> Iterator[ProcessPoolExecutor | None]:
     if processes_of(processes) == 1:
         yield None
         return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_follow_parent) as pool:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=follow_parent) as pool:
         yield pool
 
 
@@ -65,7 +65,7 @@ def in_order(
         ) from error
 
 
-def _follow_parent() -> None:
+def follow_parent() -> None:
     """End this process once the one that started it is gone: after a kill it would wait for work for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who is interrupted is the parent; it ends the others
     parent = parent_process()

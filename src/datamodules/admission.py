@@ -14,7 +14,6 @@ import shutil
 import struct
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,47 +26,23 @@ from ..fields import reason_of
 from ..fingerprint import ID_DIGITS, of_file, of_value
 from ..ledger import Ledger
 from ..progress import track
-from ..records import PairStrategy
 from ..settings import write_json
 from .indexing import ranked_of
 from .reader import Sample, Shards
-from .rows import DropQueryError, Row, TooLong, fitted
+from .rows import Row
 from .scores import NOTHING, Scored, Scores
 from .shards import REQUIRED
+from .terms import EveryQuery, Terms
 
 log = logging.getLogger(__name__)
 _ROW = struct.Struct("<IIQI")
 _ROW_TYPE = np.dtype([("sample", "<u4"), ("tokens", "<u4"), ("first", "<u8"), ("responses", "<u4")])
 _VALUES = struct.Struct("<dd")
 _BATCH = 16
-_RECORD, _REJECTS = "plan.json", "rejects.jsonl"
+_RECORD, REJECTS = "plan.json", "rejects.jsonl"
 _FORMAT = 2
 """Of the files of an admission: what was written in another is made again."""
 assert _ROW.size == _ROW_TYPE.itemsize
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What a sample must fulfil."""
-
-    max_tokens: int
-    too_long: TooLong
-    pairs: PairStrategy
-    ties_suffice: bool
-    """Whether a query without a pair can still be learned from, by its ties."""
-
-    def apply(self, row: Row) -> tuple[Row, Mapping[str, int]]:
-        """The row as it is trained on and what was done to its responses; or the reason why it is not."""
-        row, mended = fitted(row, self.max_tokens, self.too_long)
-        if not row.ranked.pairs(self.pairs) and not (self.ties_suffice and row.ranked.ties()):
-            if mended:
-                raise DropQueryError(
-                    f"query {row.ranked.query.id!r}: no two responses of at most {self.max_tokens:,} tokens can be "
-                    "compared; raise max_tokens, or choose another way with too_long",
-                    "too_long",
-                )
-            raise DropQueryError(f"query {row.ranked.query.id!r}: no two of its responses can be compared", "no_pairs")
-        return row, mended
 
 
 class Admitted(NamedTuple):
@@ -139,7 +114,7 @@ class Admission:
 def admit(
     shards: Shards,
     encode: Callable[[Sample], Row],
-    terms: Terms,
+    terms: Terms | EveryQuery,
     made_with: Mapping[str, Any],
     *,
     scores: Scores | None,
@@ -161,7 +136,7 @@ def admit(
             # One of a small split is more than its part, and yet only one.
             ledger.check(max(max_skipped, 1 / max(ledger.taken, 1)) if max_skipped else 0.0)
     except ValueError as error:
-        named = f"{folder / _REJECTS} names each; after a repair remove {folder}, so that it is decided anew"
+        named = f"{folder / REJECTS} names each; after a repair remove {folder}, so that it is decided anew"
         raise ValueError(f"{error}; {named}") from error
     if not found.n:
         raise ValueError(f"{shards.folder}: none of {len(shards):,} {shards.split} queries can be used; see {folder}")
@@ -185,7 +160,9 @@ def _require_scores(shards: Shards, scores: Scores) -> None:
 class _Judging(Dataset[_Judged]):
     """Judges samples by number, in the processes of a loader."""
 
-    def __init__(self, shards: Shards, encode: Callable[[Sample], Row], terms: Terms, scores: Scores | None) -> None:
+    def __init__(
+        self, shards: Shards, encode: Callable[[Sample], Row], terms: Terms | EveryQuery, scores: Scores | None
+    ) -> None:
         self.shards, self.encode, self.terms, self.scores = shards, encode, terms, scores
 
     def __len__(self) -> int:
@@ -212,7 +189,7 @@ class _Judging(Dataset[_Judged]):
 
 
 def _judged(
-    shards: Shards, encode: Callable[[Sample], Row], terms: Terms, scores: Scores | None, workers: int
+    shards: Shards, encode: Callable[[Sample], Row], terms: Terms | EveryQuery, scores: Scores | None, workers: int
 ) -> Iterator[_Judged]:
     loader: DataLoader[Any] = DataLoader(
         _Judging(shards, encode, terms, scores),
@@ -284,6 +261,6 @@ def _fill(draft: Path, judged: Iterator[_Judged]) -> dict[str, Any]:
             os.fsync(file.fileno())
     ledger.check()
     said.check()
-    jsonl.write(draft / _REJECTS, rejects)
+    jsonl.write(draft / REJECTS, rejects)
     counts = {"samples": ledger.given, "responses": said.given, "pairs": pairs, "ties": ties}
     return counts | {"mean_pairs": pairs / max(ledger.given, 1), "ledger": ledger.as_dict(), "said": said.as_dict()}

@@ -50,13 +50,13 @@ def collate(rows: Sequence[ScoredRow], *, padding: int, layout: Layout, pairs: P
         rewards=torch.cat([item.rewards for item in rows]),
         reference_logps=torch.cat([item.reference_logps for item in rows]),
         ranks=torch.tensor([rank for item in rows for rank in item.row.ranked.ranks]),
-        annotated=torch.tensor([_annotated(said) for item in rows for said in item.row.ranked.responses]),
+        annotated=torch.tensor([annotated(said) for item in rows for said in item.row.ranked.responses]),
         categories=tuple((item.row.ranked.query.category or "") if item.counted else "" for item in rows),
         ids=tuple(item.row.ranked.query.id if item.counted else "" for item in rows),
     )
 
 
-def _annotated(response: Response) -> float:
+def annotated(response: Response) -> float:
     """The mean of what people gave a response, over the dimensions that they scored."""
     given = [score for score in response.scores.values() if score is not None]
     return sum(given) / len(given) if given else math.nan

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,22 +10,21 @@ import lightning
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..fingerprint import of_file, of_tree
-from ..prompts import load_template
+from ..fingerprint import Fingerprint, of_file
 from ..queries import Split
 from ..records import PairStrategy
-from .admission import Admission, Terms, admit
+from .admission import Admission, admit
 from .collate import Layout, ScoredRow, collate
 from .manifest import Manifest
 from .order import Bucketed, Order
 from .reader import Shards
+from .reading import Reading, Task
 from .rows import Answers, Critiques, CritiqueSource, TooLong
-from .scores import Needed, Scores
+from .scores import DATA, Scale, Scores, fingerprints, reference_of, require_made_from
 from .steps import PADDING, EvalBatches, ResumableLoader, StepBatches
+from .terms import EveryQuery, Terms
 
-Task = Literal["answers", "critiques"]
-FRAMES = 8
-"""Frames of a film where neither the config nor the processor says."""
+Needed = Literal["reward", "reference_logp", "annotated"]
 _KNOWN: dict[str, Any] = {
     "task": Task,
     "layout": Layout,
@@ -35,47 +33,12 @@ _KNOWN: dict[str, Any] = {
     "critique": CritiqueSource,
     "needs": Needed,
 }
-_SETTINGS = (".json", ".jinja", ".txt", ".model")
 _STAGES: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "val"),
     "validate": ("val",),
     "test": ("test",),
     "predict": ("test",),
 }
-
-
-@dataclass
-class Reading:
-    """How samples become rows; the processor is loaded when it is first needed."""
-
-    path: Path
-    task: Task
-    frames: int | None
-    template: str
-    critique: CritiqueSource
-
-    @cached_property
-    def processor(self) -> Any:  # noqa: ANN401 - transformers is untyped
-        """The checkpoint's own processor, from the disk alone."""
-        from transformers import AutoProcessor
-
-        if not self.path.is_dir():
-            raise ValueError(f"processor: expected the folder of a checkpoint, found none at {self.path}")
-        return AutoProcessor.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
-
-    def encoder(self) -> Answers | Critiques:
-        """From samples to rows."""
-        films = getattr(self.processor, "video_processor", None)
-        frames = self.frames or int(getattr(films, "num_frames", None) or FRAMES)
-        if self.task == "answers":
-            return Answers(self.processor, frames)
-        return Critiques(self.processor, frames, load_template(self.template), self.critique)
-
-    def digests(self) -> dict[str, Any]:
-        """What the rows depend on, besides the samples."""
-        told = {"task": self.task, "frames": self.encoder().frames, "processor": of_tree(self.path, suffixes=_SETTINGS)}
-        judging = {"template": load_template(self.template).digest, "critique": self.critique}
-        return told | (judging if self.task == "critiques" else {})
 
 
 def _require_known(**values: str) -> None:
@@ -85,12 +48,17 @@ def _require_known(**values: str) -> None:
             raise ValueError(f"{name}: expected one of {', '.join(get_args(_KNOWN[name]))}, got {value!r}")
 
 
-def _require_scores(scores: Path | None, needs: tuple[Needed, ...]) -> None:
+def _require_scores(paths: tuple[Path, ...], read: tuple[Scale, ...]) -> None:
     """Refuse a need without a file, and a file of which nobody says what must be in it."""
-    if needs and scores is None:
-        raise ValueError(f"scores: expected a file with {' and '.join(needs)}, got none; run `mmrlhf score` first")
-    if scores is not None and not needs:
+    if read and not paths:
+        raise ValueError(f"scores: expected a file with {' and '.join(read)}, got none; run `mmrlhf score` first")
+    if paths and not read:
         raise ValueError("needs: expected reward, reference_logp or both, since scores are given; say what is read")
+
+
+def _paths(given: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:
+    several = given if isinstance(given, (tuple, list)) else () if given is None else (given,)
+    return tuple(map(Path, several))
 
 
 def _require_numbers(max_tokens: int, frames: int | None, bucket: int, workers: int, max_skipped: float) -> None:
@@ -106,7 +74,9 @@ def _require_numbers(max_tokens: int, frames: int | None, bucket: int, workers: 
 class ScoredRows(Dataset[ScoredRow]):
     """Admitted samples as rows; the number PADDING gives a row that is not counted."""
 
-    def __init__(self, shards: Shards, admission: Admission, encode: Answers | Critiques, terms: Terms) -> None:
+    def __init__(
+        self, shards: Shards, admission: Admission, encode: Answers | Critiques, terms: Terms | EveryQuery
+    ) -> None:
         self.shards, self.admission, self.encode, self.terms = shards, admission, encode, terms
 
     def __len__(self) -> int:
@@ -135,12 +105,12 @@ class RankedDataModule(lightning.LightningDataModule):
 
     Args:
         shards: Folder of a finished set (`mmrlhf pack`).
-        processor: Folder of the checkpoint whose processor turns text and media into tensors.
+        processor: The checkpoint whose processor turns text and media into tensors: a folder, or its name on the hub.
         task: Whether the responses are learned, or the critiques of them.
         global_batch: Queries of an optimizer step, over all ranks and accumulated micro-batches.
         micro_batch: Queries that one rank computes at once.
-        scores: Rewards and reference log-probs per response (`mmrlhf score`).
-        needs: What every response must have in `scores`.
+        scores: Files with rewards and reference log-probs per response, of `mmrlhf score` or any tool; they add up.
+        needs: What every response must have: a reward or the reference's log-prob in `scores`, or annotated scores.
         pairs: Which comparisons a ranking makes.
         layout: One packed row per query, or a row per response.
         max_tokens: The longest sequence: what stands before a response, and the response.
@@ -159,11 +129,11 @@ class RankedDataModule(lightning.LightningDataModule):
     def __init__(
         self,
         shards: Path,
-        processor: Path,
+        processor: str | Path,
         task: Task = "answers",
         global_batch: int = 32,
         micro_batch: int = 1,
-        scores: Path | None = None,
+        scores: Path | tuple[Path, ...] | None = None,
         needs: tuple[Needed, ...] = (),
         pairs: PairStrategy = "all",
         layout: Layout = "packed",
@@ -184,14 +154,15 @@ class RankedDataModule(lightning.LightningDataModule):
         for need in needs:
             _require_known(needs=need)
         _require_numbers(max_tokens, frames, bucket, workers, max_skipped)
-        _require_scores(scores, needs)
+        self.scores = _paths(scores)
+        self._read: tuple[Scale, ...] = tuple(need for need in needs if need != "annotated")
+        _require_scores(self.scores, self._read)
         self.folder, self.cache = Path(shards), Path(shards) / "admitted" if cache is None else Path(cache)
         self.global_batch, self.micro_batch, self.bucket, self.seed = global_batch, micro_batch, bucket, seed
-        self.scores_path = None if scores is None else Path(scores)
         self.needs, self.layout, self.workers = tuple(needs), layout, workers
         self.max_skipped, self.resume_inexact = max_skipped, resume_inexact
-        self.terms = Terms(max_tokens, too_long, pairs, ties_suffice=task == "critiques")
-        self._reading = Reading(Path(processor), task, frames, template, critique)
+        self.terms = Terms(max_tokens, too_long, pairs, task == "critiques", "annotated" in needs)
+        self._reading = Reading(processor, task, frames, template, critique)
         self._rows: dict[Split, ScoredRows] = {}
 
     def prepare_data(self) -> None:
@@ -210,9 +181,10 @@ class RankedDataModule(lightning.LightningDataModule):
         """The admitted rows of a split, by number."""
         if split not in self._rows:
             shards = Shards(self.folder, split)
+            require_made_from(self._fingerprints, self._reading.parts() | {f"{DATA}{split}": shards.digest})
             encode = self._reading.encoder()
-            scores = None if self.scores_path is None else Scores(self.scores_path, self.needs)
-            told = None if self.scores_path is None else [of_file(self.scores_path), *sorted(self.needs)]
+            scores = Scores(self.scores, self._read) if self.scores else None
+            told = [*sorted(map(of_file, self.scores)), *sorted(self._read)]
             made_with = self._reading.digests() | {"scores": told}
             admission = admit(
                 shards,
@@ -226,6 +198,15 @@ class RankedDataModule(lightning.LightningDataModule):
             )
             self._rows[split] = ScoredRows(shards, admission, encode, self.terms)
         return self._rows[split]
+
+    @cached_property
+    def _fingerprints(self) -> dict[Path, Fingerprint]:
+        return fingerprints(self.scores)
+
+    @property
+    def reference_fingerprint(self) -> str | None:
+        """What stands for the model whose log-probs are in the scores, as `provenance.model_digest` makes it."""
+        return reference_of(self._fingerprints)
 
     @property
     def processor(self) -> Any:  # noqa: ANN401 - transformers is untyped
@@ -277,10 +258,7 @@ class RankedDataModule(lightning.LightningDataModule):
         return DataLoader(rows, batch_sampler=batches, **self._options())
 
     def _options(self) -> dict[str, Any]:
-        padding = self._reading.processor.tokenizer.pad_token_id
-        if padding is None:
-            raise ValueError(f"processor: expected a tokenizer with a padding token, {self._reading.path} has none")
-        make = partial(collate, padding=int(padding), layout=self.layout, pairs=self.terms.pairs)
+        make = partial(collate, padding=self._reading.padding, layout=self.layout, pairs=self.terms.pairs)
         return {"collate_fn": make, "num_workers": self.workers, "persistent_workers": self.workers > 0}
 
     def _place(self) -> tuple[int, int]:

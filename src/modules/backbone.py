@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ..checkpoints import require_pinned, resolved
+from ..checkpoints import require_pinned, require_safetensors, resolved
 from . import attention
 from .families import Family, Medium, Part, family_of
+from .features import use
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,6 +86,11 @@ class Backbone(torch.nn.Module):
         return getattr(self.whole.model, self.family.decoder)
 
     @property
+    def tower(self) -> Any:  # noqa: ANN401
+        """The vision tower."""
+        return getattr(self.whole.model, self.family.vision)
+
+    @property
     def head(self) -> Any:  # noqa: ANN401
         """From states to logits."""
         return self.whole.get_output_embeddings()
@@ -118,13 +124,13 @@ class Backbone(torch.nn.Module):
         embeds = self.whole.get_input_embeddings()(ids)
         for medium, place in zip(self.family.media, places, strict=True):
             if medium.pixels in rows.features:
-                embeds = _put(embeds, place, self._features(medium, rows.features), medium)
+                embeds = _put(embeds, place, self.encoded(medium, rows.features), medium)
             elif place.any():
                 raise ValueError(f"batch: expected {medium.pixels} for {int(place.sum())} tokens of media, got none")
         touched: Tensor = embeds + self._touch() if self.training and torch.is_grad_enabled() else embeds
         return touched
 
-    def _features(self, medium: Medium, features: dict[str, Tensor]) -> Tensor:
+    def encoded(self, medium: Medium, features: Mapping[str, Tensor]) -> Tensor:
         """The projected features of all media of a kind, (tokens, width)."""
         told = {name: features[name] for name in medium.arguments if name in features}
         pixels = features[medium.pixels].to(self.whole.dtype)
@@ -192,6 +198,7 @@ def load_backbone(
     activation_checkpointing: bool = False,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    features: Path | None = None,
 ) -> Backbone:
     """Load a checkpoint of a known family, ready for training.
 
@@ -204,6 +211,7 @@ def load_backbone(
         activation_checkpointing: Compute the decoder's layers again in the backward pass, instead of keeping them.
         revision: Commit, tag or branch of the repository.
         trust_remote_code: Run code that comes with the checkpoint; only of a pinned commit.
+        features: Folder of what the frozen vision tower makes of all pictures (`mmrlhf features`); null: compute it.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -211,13 +219,16 @@ def load_backbone(
     folder = resolved(name_or_path, revision, code=trust_remote_code)
     trusted: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     family_of(AutoConfig.from_pretrained(folder, **trusted))  # refuse an unknown family before weights are read
+    require_safetensors(folder)
     model = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=getattr(torch, dtype), attn_implementation=vision_attention, use_safetensors=True, **trusted
     )
     backbone = backbone_of(model)
     if activation_checkpointing:
         _checkpoint_activations(backbone.decoder)
-    return adapted(backbone, lora) if lora else frozen(backbone, freeze or Freeze())
+    ready = adapted(backbone, lora) if lora else frozen(backbone, freeze or Freeze())
+    _for_training(ready)
+    return ready if features is None else use(ready, Path(features))
 
 
 def frozen(backbone: Backbone, freeze: Freeze) -> Backbone:
@@ -251,6 +262,7 @@ class BackboneConfig:
         activation_checkpointing: Compute the decoder's layers again in the backward pass, instead of keeping them.
         revision: Commit, tag or branch of the repository.
         trust_remote_code: Run code that comes with the checkpoint; only of a pinned commit.
+        features: Folder of what the frozen vision tower makes of all pictures (`mmrlhf features`); null: compute it.
     """
 
     path: str
@@ -261,6 +273,7 @@ class BackboneConfig:
     activation_checkpointing: bool = False
     revision: str | None = None
     trust_remote_code: bool = False
+    features: Path | None = None
 
     @property
     def folder(self) -> Path:
@@ -271,6 +284,13 @@ class BackboneConfig:
         """Load it."""
         told = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "path"}
         return load_backbone(self.path, **told)
+
+
+def _for_training(backbone: Backbone) -> None:
+    """Dropout as the checkpoint says, but none in a tower that does not learn."""
+    backbone.train()
+    if not any(weight.requires_grad for _, weight in backbone.part("vision")):
+        backbone.tower.eval()
 
 
 def _checkpoint_activations(decoder: Any) -> None:  # noqa: ANN401

@@ -85,6 +85,7 @@ class MMDPOModule(lightning.LightningModule):
         self._way: dict[str, Any] = {"step": step, "chunk": chunk, "kernel": kernel, "rows_at_once": rows_at_once}
         self.scorer: ResponseScorer | None = None
         self.plan: Plan | None = None
+        self.validated_at = -1
         self._checked = False
         self.register_buffer("usual_gap", torch.tensor(torch.nan))
         self.register_buffer("known", torch.empty(0), persistent=False)
@@ -134,13 +135,17 @@ class MMDPOModule(lightning.LightningModule):
         losses, report = self._compare(batch, self._scorer(batch.rows))
         self._remember(report)
         loss = self._weighed(losses, batch)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.ids))
+        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(batch.ids))
         return {"loss": loss, "pairs": report, "work": self._work(batch)}
 
     def validation_step(self, batch: PackedQueries, batch_idx: int) -> dict[str, Any]:
         """The same without a gradient; a row that only fills up a batch makes no pair."""
         losses, report = self._compare(batch, self._scorer(batch.rows))
         return {"loss": losses.sum() / max(1, len(losses)), "pairs": report, "work": self._work(batch)}
+
+    def on_validation_end(self) -> None:
+        """Remember after which step this was."""
+        self.validated_at = self.trainer.global_step
 
     def _compare(self, batch: PackedQueries, logps: ResponseLogps) -> tuple[Tensor, PairReport]:
         """The loss of every pair, (pairs,), and what there is to tell of it."""

@@ -16,10 +16,11 @@ import torch
 
 from mmrlhf import jsonl
 from mmrlhf.batches import Continuation
-from mmrlhf.datamodules.admission import Terms, admit
+from mmrlhf.datamodules.admission import admit
 from mmrlhf.datamodules.reader import Shards
 from mmrlhf.datamodules.rows import Row
 from mmrlhf.datamodules.scores import Scores
+from mmrlhf.datamodules.terms import EveryQuery, Terms
 from mmrlhf.fingerprint import of_text
 
 from .made import packed_set, ranked, scores_file
@@ -126,6 +127,45 @@ def test_where_ties_suffice_a_query_without_a_pair_is_used(folder):
     assert found.mean_pairs == 7 / 6
 
 
+def test_every_query_is_used_whole_where_there_are_no_terms(folder):
+    found = decided(folder, terms=EveryQuery())
+    assert {name: len(row.scores) for name, row in named(folder, found).items()} == {
+        row.query.id: len(row.responses) for row in QUERIES
+    }
+    assert (found.ledger.given, found.ledger.skipped, found.ledger.repaired) == (8, {}, {})
+
+
+def test_where_scores_of_people_are_needed_a_query_with_a_response_without_any_is_left_out(tmp_path):
+    def scored(name, *scores):
+        row = ranked(name, [f"answer {place}" for place in range(len(scores))])
+        return dataclasses.replace(
+            row,
+            responses=tuple(
+                dataclasses.replace(one, scores=said) for one, said in zip(row.responses, scores, strict=True)
+            ),
+        )
+
+    rows = [
+        scored("all", {"helpfulness": 3, "ethics": 1}, {"faithfulness": 5}),
+        scored("some", {"helpfulness": None, "ethics": 2}, {"faithfulness": 5}),
+        scored("one without", {"helpfulness": 3}, {"faithfulness": None}),
+        scored("last without", {"helpfulness": 3}, {"ethics": 2}, {}),
+    ]
+    shards = packed_set(tmp_path, rows)
+    terms = dataclasses.replace(TERMS, max_tokens=100, annotated=True)
+    found = decided(shards, terms=terms)
+    assert named(shards, found).keys() == {"all", "some"}
+    assert found.ledger.skipped == {"no_annotation": 2}
+    (first, second) = jsonl.read(found.folder / "rejects.jsonl")
+    assert (
+        "query 'one without': expected a score from 1 to 5 of every response, response 1 has none" in first["message"]
+    )
+    assert "response 2 has none" in second["message"]
+    assert decided(shards, terms=dataclasses.replace(terms, annotated=False)).n == 4
+    with pytest.raises(ValueError, match=r"expected at most 49.00% skipped, got 50.00% .*no_annotation 2"):
+        decided(shards, terms=terms, max_skipped=0.49)
+
+
 def test_lengths_are_told_for_any_samples_at_once(folder):
     found = decided(folder)
     assert found.costs(np.array([4, 0, 0])).tolist() == [found[4].tokens, found[0].tokens, found[0].tokens]
@@ -172,7 +212,7 @@ def scores(tmp_path, without=(), **changes):
 
 
 def test_scores_are_those_of_the_responses_that_are_left(folder, tmp_path):
-    found = decided(folder, scores=Scores(scores(tmp_path), ("reward",)))
+    found = decided(folder, scores=Scores([scores(tmp_path)], ("reward",)))
     firsts = dict(
         zip(
             (row.query.id for row in QUERIES),
@@ -195,14 +235,14 @@ def test_scores_are_those_of_the_responses_that_are_left(folder, tmp_path):
 def test_missing_and_foreign_scores_are_refused_before_anything_is_encoded(folder, tmp_path, without, changes, message):
     encode = Characters()
     with pytest.raises(ValueError, match=message):
-        decided(folder, encode, scores=Scores(scores(tmp_path, without, **changes), ("reward",)))
+        decided(folder, encode, scores=Scores([scores(tmp_path, without, **changes)], ("reward",)))
     assert encode.calls == 0
     assert not (folder / "admitted").exists()
 
 
 def test_a_damaged_sample_is_no_missing_score(folder, tmp_path):
     flip(folder, "two")
-    found = decided(folder, scores=Scores(scores(tmp_path), ("reward", "reference_logp")))
+    found = decided(folder, scores=Scores([scores(tmp_path)], ("reward", "reference_logp")))
     assert found.ledger.skipped == {"no_pairs": 2, "too_long": 1, "crc_mismatch": 1}
 
 

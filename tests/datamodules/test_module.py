@@ -14,12 +14,14 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from mmrlhf import jsonl
 from mmrlhf.batches import IGNORED, PADDING
 from mmrlhf.callbacks.consumption import ConsumptionGuard
 from mmrlhf.datamodules.module import RankedDataModule
 from mmrlhf.datamodules.order import Order
 from mmrlhf.datamodules.reader import Shards
-from mmrlhf.fingerprint import of_text
+from mmrlhf.fingerprint import Fingerprint, of_text
+from mmrlhf.provenance import processor_digest
 from mmrlhf.queries import Media
 
 from .made import packed_set, picture, ranked, scores_file
@@ -149,6 +151,72 @@ def test_needs_that_an_earlier_run_had_not_are_asked_for(make, small, tmp_path):
         make(scores=scores, needs=("reward",)).rows("train")
 
 
+def test_several_files_of_scores_add_up_and_each_of_them_counts(make, small, tmp_path):
+    rewards = write_scores(small, tmp_path / "rewards.jsonl")
+    logps = [row | {"reference_logp": -row["reward"] - 0.5} for row in jsonl.read(rewards)]
+    logps = scores_file(tmp_path / "l.jsonl", [{k: v for k, v in row.items() if k != "reward"} for row in logps])
+    options = {"needs": ("reward", "reference_logp")}
+    both = make(scores=(rewards, logps), **options).rows("train")
+    for item in map(both.__getitem__, range(13)):
+        assert item.reference_logps.tolist() == [-reward - 0.5 for reward in item.rewards.tolist()]
+    assert make(scores=[logps, rewards], **options).rows("train").admission.folder == both.admission.folder
+    with pytest.raises(ValueError, match=r"rewards\.jsonl: no reward and reference_logp for 13 of 13 queries"):
+        make(scores=rewards, **options).rows("train")
+
+
+def test_scores_are_checked_against_data_processor_and_frames_before_anything_is_admitted(
+    make, small, processor_folder, tmp_path
+):
+    path = write_scores(small, tmp_path / "scores.jsonl", reference_logp=-1.5)
+    options = {"scores": path, "needs": ("reference_logp",)}
+    processor, data = processor_digest(processor_folder), Shards(small, "train").digest
+    right = {"values": "reference_logp", "model": "m", "template": "chat", "frames": "8", "dtype": "float32"}
+    right |= {"processor": processor, "data.train": data}
+    assert make(**options).reference_fingerprint is None
+    for part in ("processor", "frames", "data.train", "template"):
+        Fingerprint(right | {part: "other"}).write(path)
+        with pytest.raises(ValueError, match=rf"scores\.jsonl was made with another {part} \(other\.\. instead of"):
+            make(**options).rows("train")
+    assert not (tmp_path / "cache").exists()
+    Fingerprint(right).write(path)
+    assert len(make(**options).rows("train")) == 13
+    assert make(**options).reference_fingerprint == "m"
+    with pytest.raises(ValueError, match=r"another frames \(8\.\. instead of 5\.\.\); run `mmrlhf score`"):
+        make(frames=5, **options).rows("train")
+
+
+def test_scores_of_people_that_are_needed_are_asked_of_every_response(make):
+    assert len(make().rows("train")) == 13
+    with pytest.raises(ValueError, match=r"expected at most 7.69% skipped, got 100.00% .* no_annotation 13"):
+        make(needs=("annotated",)).rows("train")
+
+
+def test_a_processor_may_be_on_the_hub(make, small, processor_folder, tmp_path, monkeypatch):
+    asked = []
+
+    def download(name, revision, allow_patterns):
+        asked.append(name)
+        return str(processor_folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    options = {"global_batch": 8, "cache": tmp_path / "cache"}
+    found = RankedDataModule(small, "somebody/model", **options).rows("train")
+    assert asked == ["somebody/model"]
+    assert found.admission.digest == make().rows("train").admission.digest
+
+
+def test_a_checkpoint_of_text_alone_is_no_processor(processor, small, tmp_path):
+    processor.tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    del settings["processor_class"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(
+        ValueError, match=r"processor: expected one with a tokenizer, got a \w+ from .*; give the folder"
+    ):
+        RankedDataModule(small, tmp_path).setup("fit")
+
+
 @pytest.mark.parametrize("name", ["processor_config.json", "tokenizer.json", "chat_template.jinja"])
 def test_a_changed_processor_decides_anew(make, processor_folder, small, tmp_path, name):
     first = make().rows("train").admission
@@ -169,8 +237,13 @@ def test_a_changed_processor_decides_anew(make, processor_folder, small, tmp_pat
         ({"too_long": "cut"}, "too_long: expected one of drop_responses"),
         ({"pairs": "every"}, "pairs: expected one of all, adjacent"),
         ({"critique": "reasons"}, "critique: expected one of critique_or_reason"),
-        ({"needs": ("rewards",), "scores": "x"}, "needs: expected one of reward, reference_logp, got 'rewards'"),
+        (
+            {"needs": ("rewards",), "scores": "x"},
+            "needs: expected one of reward, reference_logp, annotated, got 'rewards'",
+        ),
         ({"needs": ("reward",)}, "scores: expected a file with reward, got none; run `mmrlhf score`"),
+        ({"needs": ("reward", "annotated")}, "scores: expected a file with reward, got none; run `mmrlhf score`"),
+        ({"needs": ("annotated",), "scores": "x"}, "needs: expected reward, reference_logp or both, since scores are"),
         ({"frames": 0}, "frames: expected 1 or more, got 0"),
         ({"max_tokens": 0}, "max_tokens: expected 1 or more"),
         ({"bucket": -1}, "bucket: expected 0 or more"),
@@ -185,7 +258,7 @@ def test_a_setting_that_cannot_be_is_refused_at_once(make, options, message):
 
 
 def test_a_processor_that_is_not_there_is_named(small, tmp_path):
-    with pytest.raises(ValueError, match=r"processor: expected the folder of a checkpoint, found none at .*none"):
+    with pytest.raises(ValueError, match=r"checkpoint: expected a folder or the name of a repository .*, got '.*none'"):
         RankedDataModule(small, tmp_path / "none").setup("fit")
 
 

@@ -1,0 +1,63 @@
+"""Whatever learns nothing, or learns what it should not, is an error at the first backward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmrlhf.callbacks.gradients import GradientCheck
+
+from .test_compute import Toy, fit
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Parts(Toy):
+    """Some parts are used and some are not, some are frozen."""
+
+    def __init__(self, unused=0, frozen=0):
+        super().__init__()
+        self.unused = torch.nn.ModuleList(torch.nn.Linear(1, 1, bias=False) for _ in range(unused))
+        self.frozen = torch.nn.ModuleList(torch.nn.Linear(1, 1).requires_grad_(False) for _ in range(frozen))
+        self.steps = 0
+
+    def training_step(self, batch, batch_idx):
+        """Pass through what is frozen too."""
+        self.steps += 1
+        found = super().training_step(batch, batch_idx)
+        return found | {"loss": found["loss"] + sum(part(found["loss"].view(1)).sum() for part in self.frozen)}
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_sound_model_trains(accumulation):
+    model = Parts(frozen=2)
+    fit(model, GradientCheck(), accumulate_grad_batches=accumulation)
+    assert model.steps == 12
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_what_is_trainable_and_unused_is_named_at_the_first_micro_batch(accumulation):
+    model = Parts(unused=5)
+    message = r"got none for unused.0.weight, unused.1.weight, unused.2.weight and 2 more; freeze"
+    with pytest.raises(ValueError, match=message):
+        fit(model, GradientCheck(), accumulate_grad_batches=accumulation)
+    assert model.steps == 1
+
+
+def test_a_frozen_parameter_with_a_gradient_is_named():
+    class Late(Parts):
+        def backward(self, loss):
+            self.frozen.requires_grad_(True)
+            loss.backward()
+            self.frozen[0].weight.grad = torch.ones(1, 1)
+            self.frozen.requires_grad_(False)
+
+    with pytest.raises(ValueError, match=r"expected no gradient for frozen parameters, got one for frozen.0.weight;"):
+        fit(Late(frozen=1), GradientCheck())
+
+
+def test_every_training_is_checked_anew():
+    check = GradientCheck()
+    fit(Parts(), check)
+    with pytest.raises(ValueError, match=r"got none for unused\.0\.weight;"):
+        fit(Parts(unused=1), check)
