@@ -84,8 +84,8 @@ def run(out: Path, noise: float, method: str, seed: int, rate: float | None) -> 
         *("--run.tracking", "null", "--data.workers", 0, *METHODS[method]),
         *(["--model.optimiser.learning_rate", rate] if rate else []),
     ]
-    mmrlhf("train-dpo", *words, log=folder.with_suffix(".log"))
-    return answers(out, folder / "model", folder.with_suffix(".jsonl"))
+    mmrlhf("train-dpo", *words, log=folder.with_name(f"{folder.name}.log"))
+    return answers(out, folder / "model", folder.with_name(f"{folder.name}.jsonl"))
 
 
 def answers(out: Path, policy: Path, file: Path) -> Path:

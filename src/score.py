@@ -26,8 +26,8 @@ from .datamodules.scores import DATA, MODEL, VALUES
 from .datamodules.scoring import Batch, LaidOut, chosen, left_out, planned, readable, scored, unfinished
 from .fingerprint import Fingerprint
 from .ledger import Ledger
-from .modules.backbone import Number, load_backbone
 from .modules.families import family_of, why_not_shared
+from .modules.loading import Number, load_backbone
 from .modules.scorer import ResponseScorer, Step
 from .parallel import follow_parent
 from .progress import bar

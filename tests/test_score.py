@@ -21,7 +21,7 @@ from mmrlhf.datamodules.reading import Reading
 from mmrlhf.datamodules.rows import Answers
 from mmrlhf.datamodules.scoring import planned, readable
 from mmrlhf.fingerprint import Fingerprint, of_text
-from mmrlhf.modules.backbone import load_backbone
+from mmrlhf.modules.loading import load_backbone
 from mmrlhf.modules.scorer import ResponseScorer
 from mmrlhf.provenance import model_digest, processor_digest
 from mmrlhf.queries import Media

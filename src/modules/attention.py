@@ -50,6 +50,10 @@ class SharedPrefixes(NamedTuple):
     blocks: tuple[Block, ...]
     everything: Tensor | None
     """(1, 1, tokens, tokens): the whole mask, for the kernel that takes it."""
+    needed: Tensor | None = None
+    """The columns whose states are read, in order, where that is known: of a prefix, none but the last."""
+    last: bool = False
+    """Whether this is the last layer, after which nobody looks back at a prefix."""
 
 
 def shared_prefixes(
@@ -107,18 +111,25 @@ def attend(
     if shared_prefix.everything is not None:
         out = _masked(query, key, value, shared_prefix.everything, options)
     else:
-        parts = [part for block in shared_prefix.blocks for part in _block(block, query, key, value, options)]
+        last = shared_prefix.last
+        parts = [part for block in shared_prefix.blocks for part in _block(block, query, key, value, last, options)]
         out = torch.cat(parts, dim=2)
     return out.transpose(1, 2).contiguous(), None
 
 
-def _block(block: Block, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> list[Tensor]:
+def _block(
+    block: Block, query: Tensor, key: Tensor, value: Tensor, last: bool, options: dict[str, Any]
+) -> list[Tensor]:
     """The outputs of one query: of its prefix, then of its segments."""
     query, key, value = (each[:, :, block.start : block.stop] for each in (query, key, value))
     prefix = block.prefix
     shared = key.shape[1] != query.shape[1]
     asking, keys, values = (each[:, :, :prefix] for each in (query, key, value))
-    out = [scaled_dot_product_attention(asking, keys, values, is_causal=True, enable_gqa=shared, **options)]
+    if last and prefix:  # its last token sees all of it; nobody reads what the others see
+        end = scaled_dot_product_attention(asking[:, :, -1:], keys, values, enable_gqa=shared, **options)
+        out = [torch.zeros_like(asking[:, :, 1:]), end]
+    else:
+        out = [scaled_dot_product_attention(asking, keys, values, is_causal=True, enable_gqa=shared, **options)]
     if block.mask is not None:
         return [*out, _masked(query[:, :, prefix:], key, value, block.mask, options)]
     start = prefix

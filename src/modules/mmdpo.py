@@ -10,9 +10,9 @@ import torch
 
 from ..reports import PairReport, Work
 from .attention import Kernel
-from .backbone import BackboneConfig
 from .betas import Evidence, ImplicitBeta, PairBeta, RewardMarginBeta, updated_gap
 from .flops import Cost, Lengths, tokens_of
+from .loading import BackboneConfig
 from .losses import PreferenceLoss, Sigmoid, log_ratio, response_nll, take
 from .margins import MarginSource, margins, pair_chances
 from .optimiser import Optimiser

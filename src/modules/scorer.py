@@ -94,7 +94,7 @@ class ResponseScorer(torch.nn.Module):
         """The same by a way that is named."""
         said = told(rows)
         states = self.states(step, rows, said)
-        logps = token_logps(states, self.backbone.head, said.targets, self.chunk)
+        logps = token_logps(states, self.backbone.head.weight, said.targets, self.chunk)
         return summed(logps, said.owners, said.responses)
 
     def states(self, step: Way, rows: PackedRows, said: Told) -> Tensor:
@@ -108,9 +108,10 @@ class ResponseScorer(torch.nn.Module):
         real = rows.segment_ids != PADDING
         counts = real.sum(1)
         starts = counts.cumsum(0) - counts
-        layout = shared_prefixes(lengths(rows), embeds.device, self.kernel)
-        hidden = _read(self.backbone, embeds[real][None], positions[..., real][..., None, :], layout)
-        return hidden[0, starts[said.rows] + said.previous]
+        needed, places = torch.unique(starts[said.rows] + said.previous, return_inverse=True)
+        layout = shared_prefixes(lengths(rows), embeds.device, self.kernel)._replace(needed=needed)
+        hidden = _read(self.backbone, embeds[real][None], positions[..., real][..., None, :], layout)[0]
+        return hidden[places if len(hidden) == len(needed) else needed[places]]
 
     def _separate(self, rows: PackedRows, said: Told, embeds: Tensor, positions: Tensor) -> Tensor:
         """A row per response: its prefix and itself, padded on the right."""

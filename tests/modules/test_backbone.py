@@ -6,7 +6,8 @@ import pytest
 import torch
 import transformers as hf
 
-from mmrlhf.modules.backbone import Freeze, backbone_of, frozen, load_backbone
+from mmrlhf.modules.backbone import backbone_of
+from mmrlhf.modules.loading import Freeze, frozen, load_backbone
 from mmrlhf.modules.scorer import ResponseScorer
 
 from .test_families import PARTS

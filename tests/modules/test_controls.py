@@ -12,7 +12,8 @@ from torch.nn.functional import logsigmoid
 from mmrlhf.batches import PREFIX
 from mmrlhf.datamodules.rows import Answers
 from mmrlhf.modules import scorer
-from mmrlhf.modules.backbone import Backbone, Freeze, backbone_of, frozen
+from mmrlhf.modules.backbone import Backbone, backbone_of
+from mmrlhf.modules.loading import Freeze, frozen
 
 from . import test_scorer as right
 from .queries import FRAMES, samples

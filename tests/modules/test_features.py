@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from mmrlhf.fingerprint import of_file
-from mmrlhf.modules.backbone import BackboneConfig, Freeze, Lora, adapted, backbone_of, frozen, load_backbone
+from mmrlhf.modules.backbone import backbone_of
 from mmrlhf.modules.features import Layout, Store, use
+from mmrlhf.modules.loading import BackboneConfig, Freeze, Lora, adapted, frozen, load_backbone
 from mmrlhf.modules.scorer import ResponseScorer
 from mmrlhf.modules.towers import Piece, Tower
 

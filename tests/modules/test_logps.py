@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mmrlhf.modules import logps
 from mmrlhf.modules.logps import summed, token_logps
 from mmrlhf.modules.scorer import ResponseScorer
 
@@ -19,50 +21,85 @@ CHUNK = 7
 
 
 def drawn(tokens, dtype=torch.float64, width=5, words=11):
-    """States, a head and targets."""
+    """States, the weight of a head and targets."""
     chance = torch.Generator().manual_seed(0)
-    states = torch.randn(tokens, width, generator=chance, dtype=dtype).requires_grad_()
-    head = torch.nn.Linear(width, words, bias=False, dtype=dtype)
-    with torch.no_grad():
-        head.weight.copy_(torch.randn(words, width, generator=chance, dtype=dtype))
-    return states, head, torch.randint(words, (tokens,), generator=chance)
+    states, weight = (
+        torch.randn(rows, width, generator=chance, dtype=torch.float64).to(dtype).requires_grad_()
+        for rows in (tokens, words)
+    )
+    return states, weight, torch.randint(words, (tokens,), generator=chance)
+
+
+def by_softmax(states, weight, targets):
+    """The same through the whole softmax."""
+    logits = states @ weight.t()
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)[range(len(targets)), targets]
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 6, 7, 100])
 def test_log_probs_and_gradients_are_those_of_the_softmax(chunk):
-    states, head, targets = drawn(7)
-    found = token_logps(states, head, targets, chunk)
-    expected = head(states).softmax(-1)[torch.arange(7), targets].log()
+    states, weight, targets = drawn(7)
+    found, expected = token_logps(states, weight, targets, chunk), by_softmax(states, weight, targets)
     torch.testing.assert_close(found, expected)
     weights = torch.linspace(-1, 2, 7, dtype=torch.float64)
-    sides = [torch.autograd.grad((each * weights).sum(), (states, head.weight)) for each in (found, expected)]
+    sides = [torch.autograd.grad((each * weights).sum(), (states, weight)) for each in (found, expected)]
     for one, other in zip(*sides, strict=True):
         torch.testing.assert_close(one, other)
+    assert torch.autograd.gradcheck(lambda *given: token_logps(*given, targets, chunk), (states, weight))
 
 
 @pytest.mark.parametrize("chunk", [2, 7])
 def test_softmax_runs_in_single_precision_where_the_model_has_less(chunk):
-    states, head, targets = drawn(7, torch.bfloat16)
-    found = token_logps(states, head, targets, chunk)
+    states, weight, targets = drawn(7, torch.bfloat16)
+    found, expected = token_logps(states, weight, targets, chunk), by_softmax(states, weight, targets)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, head(states).float().log_softmax(-1)[torch.arange(7), targets])
+    torch.testing.assert_close(found, expected)
     assert token_logps(*drawn(7), chunk).dtype == torch.float64
+    for one, other in zip(
+        *(torch.autograd.grad(each.sum(), (states, weight)) for each in (found, expected)), strict=True
+    ):
+        assert one.dtype == torch.bfloat16
+        torch.testing.assert_close(one, other, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("chunk", [2, 7])
+def test_under_autocast_logits_have_its_type_in_both_passes(chunk):
+    states, weight, targets = drawn(7, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = token_logps(states, weight, targets, chunk), by_softmax(states, weight, targets)
+    torch.testing.assert_close(found, expected)
+    assert not torch.equal(found, by_softmax(states, weight, targets))
+    for one, other in zip(
+        *(torch.autograd.grad(each.sum(), (states, weight)) for each in (found, expected)), strict=True
+    ):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=0.02, atol=0.02)
+
+
+def test_what_is_frozen_gets_no_gradient_and_the_graph_can_be_used_twice():
+    states, weight, targets = drawn(7)
+    (expected,) = torch.autograd.grad(by_softmax(states, weight, targets).sum(), states)
+    found = token_logps(states, weight.detach(), targets, 7)
+    for _ in range(2):
+        (once,) = torch.autograd.grad(found.sum(), states, retain_graph=True)
+        torch.testing.assert_close(once, expected)
+    (expected,) = torch.autograd.grad(by_softmax(states, weight, targets).sum(), weight)
+    (found,) = torch.autograd.grad(token_logps(states.detach(), weight, targets, 2).sum(), weight)
+    torch.testing.assert_close(found, expected)
+
+
+def test_no_tokens_have_no_log_probs_and_a_gradient_of_zero():
+    states, weight, targets = drawn(0)
+    found = token_logps(states, weight, targets, 3)
+    assert found.shape == (0,)
+    of_states, of_weight = torch.autograd.grad(found.sum(), (states, weight))
+    assert of_states.shape == (0, 5)
+    assert not of_weight.any()
 
 
 def test_logits_of_any_size_have_log_probs():
-    states = torch.eye(3) * 3e4
-    head = torch.nn.Linear(3, 3, bias=False)
-    with torch.no_grad():
-        head.weight.copy_(torch.eye(3))
-    assert token_logps(states, head, torch.tensor([0, 1, 0]), 2).tolist() == [0, 0, -3e4]
-
-
-def test_without_gradients_nothing_is_kept():
-    states, head, targets = drawn(7)
-    expected = token_logps(states, head, targets, 7)
-    with torch.no_grad():
-        assert torch.equal(token_logps(states, head, targets, 2), expected)
-    assert not token_logps(states.detach(), head.requires_grad_(False), targets, 2).requires_grad
+    states, weight = torch.eye(3) * 3e4, torch.eye(3)
+    assert token_logps(states, weight, torch.tensor([0, 1, 0]), 2).tolist() == [0, 0, -3e4]
 
 
 def kept_for_backward(scored):
@@ -78,10 +115,22 @@ def kept_for_backward(scored):
     return shapes
 
 
-def test_logits_of_several_chunks_are_not_kept_for_the_backward_pass():
-    states, head, targets = drawn(7)
-    assert (3, 11) not in kept_for_backward(lambda: token_logps(states, head, targets, 3))
-    assert (7, 11) in kept_for_backward(lambda: token_logps(states, head, targets, 7))
+@pytest.mark.parametrize(("chunk", "kept"), [(3, 0), (7, 1)])
+def test_logits_of_several_chunks_are_not_kept_for_the_backward_pass(monkeypatch, chunk, kept):
+    made, softmax = [], logps._softmax
+
+    def watched(*given):
+        probs, logp = softmax(*given)
+        made.append(weakref.ref(probs))
+        return probs, logp
+
+    monkeypatch.setattr(logps, "_softmax", watched)
+    states, weight, targets = drawn(7)
+    found = token_logps(states, weight, targets, chunk)
+    assert sum(each() is not None for each in made) == kept
+    with torch.no_grad():
+        assert torch.equal(token_logps(states, weight, targets, chunk), found)
+    assert sum(each() is not None for each in made) == kept
 
 
 def test_some_rows_at_once_keep_no_attention_of_all():

@@ -8,7 +8,8 @@ import pytest
 import torch
 from peft import PeftModel
 
-from mmrlhf.modules.backbone import Lora, adapted, backbone_of, load_backbone
+from mmrlhf.modules.backbone import backbone_of
+from mmrlhf.modules.loading import Lora, adapted, load_backbone
 from mmrlhf.modules.scorer import ResponseScorer
 
 from .test_scorer import (

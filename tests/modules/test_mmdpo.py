@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from mmrlhf.datamodules.rows import Answers
 from mmrlhf.modules import betas, losses
-from mmrlhf.modules.backbone import BackboneConfig
+from mmrlhf.modules.loading import BackboneConfig
 from mmrlhf.modules.mmdpo import MMDPOModule, Plan
 from mmrlhf.modules.optimiser import Optimiser, share_of_peak
 

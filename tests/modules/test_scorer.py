@@ -14,7 +14,8 @@ import transformers as hf
 from mmrlhf.batches import Continuation
 from mmrlhf.datamodules.collate import packed
 from mmrlhf.datamodules.rows import Answers
-from mmrlhf.modules.backbone import Freeze, backbone_of, frozen
+from mmrlhf.modules.backbone import backbone_of
+from mmrlhf.modules.loading import Freeze, frozen
 from mmrlhf.modules.scorer import ResponseScorer, lengths, told, unpacked
 
 from ..datamodules.made import sample
