@@ -7,10 +7,12 @@ checkpointed layer is computed a second time in the backward pass.
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -23,9 +25,10 @@ if TYPE_CHECKING:
 
 NAME = "shared_prefix"
 """Of the attention implementation, as transformers registers it."""
-Kernel = Literal["auto", "together", "apart", "dense"]
+Kernel = Literal["auto", "together", "apart", "dense", "flex"]
 """How the segments of a query look back: `together` in one call with a mask, `apart` in a call each, which pays when
-they are long; `dense` is one call for everything, with the whole mask; `auto` chooses by the lengths."""
+they are long; `auto` chooses between these by the lengths. `dense` is one call for everything, with the whole mask;
+`flex` is torch's FlexAttention, compiled, which has a backward pass on GPUs alone."""
 
 
 class Block(NamedTuple):
@@ -50,6 +53,8 @@ class SharedPrefixes(NamedTuple):
     blocks: tuple[Block, ...]
     everything: Tensor | None
     """(1, 1, tokens, tokens): the whole mask, for the kernel that takes it."""
+    sparse: BlockMask | None = None
+    """The same for FlexAttention."""
     needed: Tensor | None = None
     """The columns whose states are read, in order, where that is known: of a prefix, none but the last."""
     last: bool = False
@@ -66,6 +71,8 @@ def shared_prefixes(
         mask = _seen(prefix, segments, device)[prefix:] if together else None
         blocks.append(Block(start, prefix, segments, mask))
         start = blocks[-1].stop
+    if kernel == "flex":
+        return SharedPrefixes(tuple(blocks), None, _sparse(lengths, device))
     if kernel != "dense":
         return SharedPrefixes(tuple(blocks), None)
     whole = torch.zeros(start, start, dtype=torch.bool, device=device)
@@ -90,6 +97,27 @@ def _seen(prefix: int, segments: Sequence[int], device: torch.device) -> Tensor:
     return seen.tril()
 
 
+def _sparse(lengths: Sequence[tuple[int, tuple[int, ...]]], device: torch.device) -> BlockMask:
+    """The mask of FlexAttention over all queries."""
+    sizes = [size for prefix, segments in lengths for size in (prefix, *segments)]
+    owners = [number for number, (_, segments) in enumerate(lengths) for _ in range(1 + len(segments))]
+    places = [place for _, segments in lengths for place in range(1 + len(segments))]
+    repeats = torch.tensor(sizes, device=device)
+    query, segment = (torch.tensor(each, device=device).repeat_interleave(repeats) for each in (owners, places))
+
+    def sees(_batch: Tensor, _head: Tensor, looking: Tensor, seen: Tensor) -> Tensor:
+        near = (segment[seen] == 0) | (segment[seen] == segment[looking])
+        return (looking >= seen) & (query[looking] == query[seen]) & near
+
+    total = sum(sizes)
+    return create_block_mask(sees, None, None, total, total, device=device)
+
+
+@cache
+def _flex(compiled: bool) -> Any:  # noqa: ANN401 - torch has no type for it
+    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
+
+
 def attend(
     module: torch.nn.Module,
     query: Tensor,
@@ -108,7 +136,12 @@ def attend(
         )
         return found[0], None
     options: dict[str, Any] = {"scale": scaling, "dropout_p": dropout}
-    if shared_prefix.everything is not None:
+    if shared_prefix.sparse is not None:
+        if dropout:
+            raise ValueError("kernel: flex has no dropout of attention; choose another kernel, or a dropout of 0")
+        attention = _flex(query.is_cuda)
+        out = attention(query, key, value, block_mask=shared_prefix.sparse, scale=scaling, enable_gqa=True)
+    elif shared_prefix.everything is not None:
         out = _masked(query, key, value, shared_prefix.everything, options)
     else:
         last = shared_prefix.last

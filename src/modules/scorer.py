@@ -6,7 +6,7 @@ once. `separate` serves backbones whose layers cannot share a prefix; media are 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -81,6 +81,7 @@ class ResponseScorer(torch.nn.Module):
         reason = why_not_shared(backbone.config)
         if step == "shared_prefix" and reason:
             raise ValueError(f"step: {backbone.family.name} cannot share a prefix: {reason}; say separate, or auto")
+        _require_known(step=(step, Step), kernel=(kernel, Kernel))
         if chunk < 1 or (rows_at_once is not None and rows_at_once < 1):
             raise ValueError(f"expected chunk and rows_at_once of 1 or more, got {chunk} and {rows_at_once}")
         self.backbone, self.chunk, self.kernel, self.rows_at_once = backbone, chunk, kernel, rows_at_once
@@ -132,6 +133,12 @@ class ResponseScorer(torch.nn.Module):
         prefix = (rows.segment_ids == PREFIX).sum(1)
         into = rows.position_ids[said.rows, said.columns] - prefix[said.rows]
         return states[said.owners, prefix[said.rows] + into - 1]
+
+
+def _require_known(**words: tuple[str, Any]) -> None:
+    for name, (word, known) in words.items():
+        if word not in get_args(known):
+            raise ValueError(f"{name}: expected one of {', '.join(get_args(known))}, got {word!r}")
 
 
 def unpacked(rows: PackedRows) -> tuple[Tensor, Tensor, Tensor]:

@@ -51,6 +51,32 @@ def by_hand(query, key, value, mask, scaling):
     return (weights @ value).transpose(1, 2)
 
 
+@settings(max_examples=8)
+@given(lengths=QUERIES)
+def test_flex_attention_sees_the_same(lengths):
+    mask, scaling = seen(lengths), 0.4
+    layer = [each.detach().float() for each in drawn(len(mask))]
+    layout = shared_prefixes(lengths, CPU, "flex")
+    found, _ = attend(SimpleNamespace(), *layer, None, scaling=scaling, shared_prefix=layout)
+    torch.testing.assert_close(found, by_hand(*layer, mask, scaling), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="flex has no dropout"):
+        attend(SimpleNamespace(), *layer, None, scaling=scaling, dropout=0.1, shared_prefix=layout)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_last_layer_computes_the_end_of_a_prefix_and_all_segments(kernel):
+    lengths, scaling = [(4, (2, 3)), (1, (5,)), (6, (1, 1, 1))], 0.4
+    layer = drawn(24)
+    layout = shared_prefixes(lengths, CPU, kernel)
+    whole, _ = attend(SimpleNamespace(), *layer, None, scaling=scaling, shared_prefix=layout)
+    last, _ = attend(SimpleNamespace(), *layer, None, scaling=scaling, shared_prefix=layout._replace(last=True))
+    unread = [0, 1, 2, *range(15, 20)]
+    read = [column for column in range(24) if column not in unread]
+    torch.testing.assert_close(last[:, read], whole[:, read])
+    if kernel != "dense":
+        assert not last[:, unread].any()
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @settings(max_examples=25)

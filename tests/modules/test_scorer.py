@@ -372,6 +372,12 @@ def test_numbers_below_one_are_refused(wrong):
         ResponseScorer(shared_backbone("llava"), **wrong)
 
 
+@pytest.mark.parametrize("wrong", [{"step": "packed"}, {"kernel": "flash"}])
+def test_an_unknown_word_is_refused(wrong):
+    with pytest.raises(ValueError, match="expected one of auto, "):
+        ResponseScorer(shared_backbone("llava"), **wrong)
+
+
 @pytest.mark.parametrize("way", BOTH)
 def test_without_gradients_the_numbers_are_the_same(way):
     rows = laid_out("llava", queries("llava"))
