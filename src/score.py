@@ -28,7 +28,8 @@ from .fingerprint import Fingerprint
 from .ledger import Ledger
 from .modules.families import family_of, why_not_shared
 from .modules.loading import Number, load_backbone
-from .modules.scorer import ResponseScorer, Step
+from .modules.packed import Step
+from .modules.scorer import ResponseScorer
 from .parallel import follow_parent
 from .progress import bar
 from .provenance import model_digest

@@ -16,7 +16,8 @@ from .loading import BackboneConfig
 from .losses import PreferenceLoss, Sigmoid, log_ratio, response_nll, take
 from .margins import MarginSource, margins, pair_chances
 from .optimiser import Optimiser
-from .scorer import ResponseScorer, Step, lengths
+from .packed import Step, lengths
+from .scorer import ResponseScorer
 from .selfcheck import agreement
 
 if TYPE_CHECKING:

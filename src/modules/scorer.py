@@ -1,64 +1,40 @@
-"""Summed log-probs of all responses of a batch: each query in one row, or each response in a row of its own.
-
-Both ways take the same packed rows and give the same numbers and gradients. `shared_prefix` computes every token
-once. `separate` serves backbones whose layers cannot share a prefix; media are encoded once in both.
-"""
+"""Summed log-probs of all responses of a batch."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.checkpoint import checkpoint
-
-from ..batches import IGNORED, PADDING, PREFIX, PackedRows
-from .attention import Kernel, SharedPrefixes, shared_prefixes
-from .families import why_not_shared
+from ..batches import IGNORED, PackedRows
 from .logps import ResponseLogps, summed, token_logps
+from .packed import PackedReader, Places, Step, Way
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .attention import Kernel
     from .backbone import Backbone
-
-Step = Literal["auto", "shared_prefix", "separate"]
-Way = Literal["shared_prefix", "separate"]
 
 
 class Told(NamedTuple):
-    """The supervised tokens of packed rows, in the order of the rows; each tensor is (tokens,)."""
+    """The supervised tokens of packed rows, in the order of the rows."""
 
-    rows: Tensor
-    columns: Tensor
-    previous: Tensor
-    """The column whose state predicts it."""
-    targets: Tensor
-    owners: Tensor
-    """The number of its response in the batch."""
+    predicted_by: Places
+    targets: Tensor  # (tokens,)
     responses: int
+    """Of the whole batch."""
 
 
 def told(rows: PackedRows) -> Told:
-    """What is supervised in packed rows, and whose it is."""
+    """What is supervised in packed rows, by which states it is predicted, and whose it is."""
     where = rows.labels != IGNORED
-    row, column = where.nonzero(as_tuple=True)
+    row = where.nonzero(as_tuple=True)[0]
     counts = rows.segment_ids.amax(1)  # (rows,)
     first = counts.cumsum(0) - counts
     owners = first[row] + rows.segment_ids[where] - 1
-    return Told(row, column, rows.previous[where], rows.labels[where], owners, int(counts.sum()))
+    return Told(Places(row, rows.previous[where], owners), rows.labels[where], int(counts.sum()))
 
 
-def lengths(rows: PackedRows) -> list[tuple[int, tuple[int, ...]]]:
-    """Of each row, the length of its prefix and of its segments."""
-    most = int(rows.segment_ids.max()) + 1
-    numbers = torch.arange(most, device=rows.segment_ids.device)
-    counted = (rows.segment_ids[:, :, None] == numbers).sum(1).tolist()  # one transfer for the whole batch
-    last = rows.segment_ids.amax(1).tolist()
-    return [(count[0], tuple(count[1 : end + 1])) for count, end in zip(counted, last, strict=True)]
-
-
-class ResponseScorer(torch.nn.Module):
+class ResponseScorer(PackedReader):
     """The log-probs of responses, computed inside one forward, where a sharded head is whole.
 
     Args:
@@ -77,15 +53,10 @@ class ResponseScorer(torch.nn.Module):
         kernel: Kernel = "auto",
         rows_at_once: int | None = None,
     ) -> None:
-        super().__init__()
-        reason = why_not_shared(backbone.config)
-        if step == "shared_prefix" and reason:
-            raise ValueError(f"step: {backbone.family.name} cannot share a prefix: {reason}; say separate, or auto")
-        _require_known(step=(step, Step), kernel=(kernel, Kernel))
-        if chunk < 1 or (rows_at_once is not None and rows_at_once < 1):
-            raise ValueError(f"expected chunk and rows_at_once of 1 or more, got {chunk} and {rows_at_once}")
-        self.backbone, self.chunk, self.kernel, self.rows_at_once = backbone, chunk, kernel, rows_at_once
-        self.step: Way = "separate" if reason or step == "separate" else "shared_prefix"
+        super().__init__(backbone, step, kernel, rows_at_once)
+        if chunk < 1:
+            raise ValueError(f"chunk: expected 1 or more, got {chunk}; 512 is usual")
+        self.chunk = chunk
 
     def forward(self, rows: PackedRows) -> ResponseLogps:
         """Sums and counts of the responses of packed rows, in their order."""
@@ -94,87 +65,6 @@ class ResponseScorer(torch.nn.Module):
     def by(self, step: Way, rows: PackedRows) -> ResponseLogps:
         """The same by a way that is named."""
         said = told(rows)
-        states = self.states(step, rows, said)
+        states = self.states(step, rows, said.predicted_by)
         logps = token_logps(states, self.backbone.head.weight, said.targets, self.chunk)
-        return summed(logps, said.owners, said.responses)
-
-    def states(self, step: Way, rows: PackedRows, said: Told) -> Tensor:
-        """The states that predict the supervised tokens, (tokens, width)."""
-        embeds, positions = self.backbone.embed(rows), self.backbone.positions(rows)
-        way = self._shared if step == "shared_prefix" else self._separate
-        return way(rows, said, embeds, positions)
-
-    def _shared(self, rows: PackedRows, said: Told, embeds: Tensor, positions: Tensor) -> Tensor:
-        """All queries end to end in one row without padding."""
-        real = rows.segment_ids != PADDING
-        counts = real.sum(1)
-        starts = counts.cumsum(0) - counts
-        needed, places = torch.unique(starts[said.rows] + said.previous, return_inverse=True)
-        layout = shared_prefixes(lengths(rows), embeds.device, self.kernel)._replace(needed=needed)
-        hidden = _read(self.backbone, embeds[real][None], positions[..., real][..., None, :], layout)[0]
-        return hidden[places if len(hidden) == len(needed) else needed[places]]
-
-    def _separate(self, rows: PackedRows, said: Told, embeds: Tensor, positions: Tensor) -> Tensor:
-        """A row per response: its prefix and itself, padded on the right."""
-        owner, columns, inside = unpacked(rows)
-        types = rows.per_token.get(self.backbone.family.token_types)
-        at_once = self.rows_at_once or len(owner)
-        hidden = []
-        for first in range(0, len(owner), at_once):
-            some, cols, real = (each[first : first + at_once] for each in (owner, columns, inside))
-            picked = embeds[some[:, None], cols], real, positions[..., some[:, None], cols]
-            kinds = None if types is None else types[some[:, None], cols] * real
-            if len(owner) > at_once and torch.is_grad_enabled():
-                hidden.append(checkpoint(_ordinary, self.backbone, *picked, kinds, use_reentrant=False))
-            else:
-                hidden.append(_ordinary(self.backbone, *picked, kinds))
-        states = torch.cat(hidden)
-        # In a row of its own a token's column is its place in the query: the prefix, then how far into the segment.
-        prefix = (rows.segment_ids == PREFIX).sum(1)
-        into = rows.position_ids[said.rows, said.columns] - prefix[said.rows]
-        return states[said.owners, prefix[said.rows] + into - 1]
-
-
-def _require_known(**words: tuple[str, Any]) -> None:
-    for name, (word, known) in words.items():
-        if word not in get_args(known):
-            raise ValueError(f"{name}: expected one of {', '.join(get_args(known))}, got {word!r}")
-
-
-def unpacked(rows: PackedRows) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the tokens of a row per response stand in packed rows.
-
-    Returns:
-        The packed row of each response, (responses,); the columns there of its tokens, (responses, tokens); and
-        which of these are no padding, (responses, tokens).
-    """
-    owner, columns = [], []
-    for number, (prefix, segments) in enumerate(lengths(rows)):
-        start = prefix
-        for length in segments:
-            owner.append(number)
-            columns.append(torch.cat([torch.arange(prefix), torch.arange(start, start + length)]))
-            start += length
-    device = rows.input_ids.device
-    padded = pad_sequence(columns, batch_first=True, padding_value=-1).to(device)
-    return torch.tensor(owner, device=device), padded.clamp(min=0), padded >= 0
-
-
-def _read(backbone: Backbone, embeds: Tensor, positions: Tensor, layout: SharedPrefixes) -> Tensor:
-    """The decoder over one packed row."""
-    # A mask of four dimensions is handed on as it is: no model then makes one of its own, or guesses from the
-    # positions that these are unrelated texts.
-    untouched = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)
-    found = backbone.decoder(
-        inputs_embeds=embeds, position_ids=positions, attention_mask=untouched, use_cache=False, shared_prefix=layout
-    )
-    states: Tensor = found.last_hidden_state
-    return states
-
-
-def _ordinary(backbone: Backbone, embeds: Tensor, real: Tensor, positions: Tensor, types: Tensor | None) -> Tensor:
-    """The decoder over ordinary rows."""
-    masks = backbone.masks(embeds, real.long(), positions, types)
-    found = backbone.decoder(inputs_embeds=embeds, position_ids=positions, attention_mask=masks, use_cache=False)
-    states: Tensor = found.last_hidden_state
-    return states
+        return summed(logps, said.predicted_by.owners, said.responses)

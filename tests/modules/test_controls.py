@@ -9,11 +9,12 @@ import torch
 import transformers as hf
 from torch.nn.functional import logsigmoid
 
-from mmrlhf.batches import PREFIX
+from mmrlhf.batches import IGNORED, PREFIX
 from mmrlhf.datamodules.rows import Answers
-from mmrlhf.modules import scorer
+from mmrlhf.modules import packed, scorer
 from mmrlhf.modules.backbone import Backbone, backbone_of
 from mmrlhf.modules.loading import Freeze, frozen
+from mmrlhf.modules.packed import Places
 
 from . import test_scorer as right
 from .queries import FRAMES, samples
@@ -57,14 +58,14 @@ def running_on(self, rows):
 
 def shifted_by_one(rows):
     """The first token of a response is predicted by the last one of the response before it."""
-    said = told_of(rows)
-    return said._replace(previous=said.columns - 1)
+    said, (row, column) = told_of(rows), (rows.labels != IGNORED).nonzero(as_tuple=True)
+    return said._replace(predicted_by=Places(row, column - 1, said.predicted_by.owners))
 
 
 positions_of, told_of = Backbone.positions, scorer.told
 WRONG = {
-    "no mask": (scorer, "_read", without_mask),
-    "a mask of ones": (scorer, "_read", mask_of_ones),
+    "no mask": (packed, "_read", without_mask),
+    "a mask of ones": (packed, "_read", mask_of_ones),
     "positions run on": (Backbone, "positions", running_on),
     "labels shifted by one": (scorer, "told", shifted_by_one),
 }
@@ -92,7 +93,7 @@ def test_the_refusal_of_gemma3_is_needed(kernel, monkeypatch):
     rows = right.queries("gemma3")
     batch, backbone, truth = right.laid_out("gemma3", rows), right.ours("gemma3"), right.expected("gemma3")
     assert right.equal(right.scored(backbone, batch, step="auto"), truth)
-    monkeypatch.setattr(scorer, "why_not_shared", lambda config: "")
+    monkeypatch.setattr(packed, "why_not_shared", lambda config: "")
     got = right.scored(backbone, batch, step="shared_prefix", kernel=kernel)
     assert right.distance(got, truth) > 1e-2
     log.info("gemma3 with a shared prefix: gradients are wrong by %.1e", right.distance(got, truth))
@@ -108,5 +109,5 @@ def test_the_refusal_of_a_window_is_needed(monkeypatch):
     with pytest.raises(ValueError, match=r"llava cannot share a prefix: its decoder sees a window of 8 tokens"):
         scorer.ResponseScorer(backbone, "shared_prefix")
     assert right.equal(right.scored(backbone, batch), truth)
-    monkeypatch.setattr(scorer, "why_not_shared", lambda config: "")
+    monkeypatch.setattr(packed, "why_not_shared", lambda config: "")
     assert right.distance(right.scored(backbone, batch), truth) > 1e-2

@@ -220,9 +220,9 @@ def _blind(layouts):
 
 
 def test_a_backbone_that_looks_across_a_packed_row_is_found_before_the_first_step(folder, monkeypatch, caplog):
-    from mmrlhf.modules import scorer
+    from mmrlhf.modules import packed
 
-    monkeypatch.setattr(scorer, "shared_prefixes", _blind(scorer.shared_prefixes))
+    monkeypatch.setattr(packed, "shared_prefixes", _blind(packed.shared_prefixes))
     given = scored()
     with pytest.raises(ValueError, match="this checkpoint looks across a packed row; say separate"):
         made(folder, step="shared_prefix").training_step(given, 0)

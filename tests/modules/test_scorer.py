@@ -16,7 +16,8 @@ from mmrlhf.datamodules.collate import packed
 from mmrlhf.datamodules.rows import Answers
 from mmrlhf.modules.backbone import backbone_of
 from mmrlhf.modules.loading import Freeze, frozen
-from mmrlhf.modules.scorer import ResponseScorer, lengths, told, unpacked
+from mmrlhf.modules.packed import lengths, unpacked
+from mmrlhf.modules.scorer import ResponseScorer, told
 
 from ..datamodules.made import sample
 from .families import PATCH, SIDE, SQUARE, SUPPORTS, VISION, built, lively, template, text_config, tokenizer
@@ -332,7 +333,7 @@ def test_what_is_supervised_is_told_in_the_order_of_the_responses():
     assert said.responses == len(continuations)
     assert said.targets.equal(torch.cat(continuations))
     owners = [number for number, tokens in enumerate(continuations) for _ in tokens]
-    assert said.owners.tolist() == owners
+    assert said.predicted_by.owners.tolist() == owners
 
 
 def test_unpacked_rows_hold_the_prefix_and_one_response():
@@ -368,7 +369,7 @@ def test_a_shared_prefix_is_refused_where_it_would_be_wrong():
 
 @pytest.mark.parametrize("wrong", [{"chunk": 0}, {"rows_at_once": 0}])
 def test_numbers_below_one_are_refused(wrong):
-    with pytest.raises(ValueError, match="of 1 or more, got"):
+    with pytest.raises(ValueError, match="expected 1 or more, got 0"):
         ResponseScorer(shared_backbone("llava"), **wrong)
 
 
