@@ -19,6 +19,8 @@ INK, SOFT = "#222222", "#8a8f98"
 _BARS = 40
 _ROWS = 12
 _LETTERS = 24
+_LEGEND: dict[str, Any] = {"fontsize": 9, "facecolor": "white", "edgecolor": "none", "framealpha": 1.0}
+"""Lines behind a legend must not go through its words."""
 
 
 class Spread(NamedTuple):
@@ -78,7 +80,7 @@ def _margins(axes: Any, margins: Numbers, counts: Numbers) -> None:  # noqa: ANN
     median = float(np.median(np.repeat(margins, counts)))
     axes.axvline(median, color=INK, linewidth=1.4, label=f"median {median:.3g}")
     axes.margins(y=0.35)
-    axes.legend(frameon=False, fontsize=9, loc="upper right")
+    axes.legend(**_LEGEND, loc="upper right")
 
 
 def _gains(axes: Any, betas: Numbers, counts: Numbers, beta0: float, cap: float) -> None:  # noqa: ANN401
@@ -97,7 +99,7 @@ def _betas(axes: Any, betas: Numbers, counts: Numbers, beta0: float, cap: float)
     axes.hist(betas, np.linspace(low, high, _BARS + 1), weights=counts, color=BLUE)
     _bounds(axes.axvline, beta0, cap)
     axes.locator_params(axis="x", nbins=6)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(**_LEGEND)
 
 
 def _against(axes: Any, margins: Numbers, betas: Numbers, counts: Numbers, beta0: float, cap: float) -> None:  # noqa: ANN401
