@@ -13,24 +13,26 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def resolved(name_or_path: str | Path, revision: str | None = None, code: bool = False) -> Path:
     """The folder of a checkpoint; a repository of the hub is fetched into its cache, where it is not yet.
 
-    Its Python files come along only if its `code` is to run.
+    `owner/name@revision` names a commit, tag or branch as well. Python files come along only if `code` is to run.
     """
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file() and not (folder / "processor_config.json").is_file():
             raise ValueError(f"{folder}: expected a checkpoint, found no config.json in it; check the path")
         return folder
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name_or_path)):
+    name, at, pinned = str(name_or_path).partition("@")
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or bool(at) > bool(pinned):
         raise ValueError(
-            f"checkpoint: expected a folder or the name of a repository (owner/name), got {str(name_or_path)!r}; "
-            "check the path"
+            f"checkpoint: expected a folder or the name of a repository (owner/name, or owner/name@revision), got "
+            f"{str(name_or_path)!r}; check the path"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    revision = pinned or revision
     wanted = [*_FILES, "*.py"] if code else list(_FILES)
     try:
-        return Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ValueError(
             f"checkpoint {str(name_or_path)!r}: neither a folder here nor to be had from the hub "

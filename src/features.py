@@ -142,10 +142,11 @@ def _tower(folder: Path, weights: Number, device: str) -> Tower:
     backbone = load_backbone(str(folder), dtype=weights).eval()
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
-        return Tower(backbone.to(name))
+        backbone.to(name)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
         reason = str(error).split("\n", maxsplit=1)[0]
         raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r} ({reason})") from error
+    return Tower(backbone)
 
 
 def _loaded(pictures: _Pictures, queries: Sequence[int], workers: int, what: str) -> Iterator[tuple[int, Any]]:

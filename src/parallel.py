@@ -23,10 +23,14 @@ def processes_of(asked: int | None) -> int:
     return asked or os.cpu_count() or 1
 
 
-def rank() -> int:
-    """The number of this process among those of a training, before there is a trainer to ask; 0 where it is alone."""
-    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # torchrun's, SLURM's, and Lightning's own launcher's
-    return next((int(os.environ[name]) for name in names if name in os.environ), 0)
+def is_rank_zero() -> bool:
+    """Whether this process is the first of a training, or alone, before there is a trainer to ask."""
+    known = os.environ
+    if "RANK" in known:  # torchrun
+        return known["RANK"] == "0"
+    if "LOCAL_RANK" in known or "NODE_RANK" in known:  # Lightning's own launcher, perhaps within a job of SLURM
+        return known.get("NODE_RANK", "0") == known.get("LOCAL_RANK", "0") == "0"
+    return known.get("SLURM_PROCID", "0") == "0"
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from .modules.families import family_of, why_not_shared
 from .modules.loading import Number, load_backbone
 from .modules.packed import Step
 from .modules.scorer import ResponseScorer
+from .modules.selfcheck import require_agreement
 from .parallel import follow_parent
 from .progress import bar
 from .provenance import model_digest
@@ -156,11 +157,15 @@ def _follow(_worker: int) -> None:
 
 def _compute(scorer: ResponseScorer, left: Sequence[Batch], read: Iterator[PackedRows], journal: jsonl.Journal) -> None:
     """Write the log-probs of all batches into the journal, query by query."""
-    device = next(scorer.parameters()).device
+    device, checked = next(scorer.parameters()).device, scorer.step == "separate"
     with bar() as progress, torch.inference_mode():
         task = progress.add_task("scoring tokens", total=sum(batch.tokens for batch in left))
-        for batch, rows in zip(left, read, strict=True):
-            for name, logps in zip(batch.names, _logps(scorer, batch, move_data_to_device(rows, device)), strict=True):
+        for batch, laid_out in zip(left, read, strict=True):
+            rows = move_data_to_device(laid_out, device)
+            if not checked:
+                require_agreement(scorer, rows)
+                checked = True
+            for name, logps in zip(batch.names, _logps(scorer, batch, rows), strict=True):
                 if name not in journal.done:
                     journal.append({"query": name, "logps": logps})
             progress.advance(task, batch.tokens)

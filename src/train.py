@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +21,7 @@ from .callbacks.beta_schedule import BetaSchedule
 from .callbacks.compute import ComputeLedger
 from .callbacks.consumption import ConsumptionGuard
 from .callbacks.gradients import GradientCheck
+from .callbacks.limits import limited, planned_steps, stopped_early
 from .callbacks.margin_check import MarginCheck
 from .callbacks.saving import LAST, SaveWhole
 from .callbacks.seeds import StepSeeds
@@ -34,42 +34,16 @@ from .jsonl import loads
 from .modules.mmdpo import MMDPOModule, Plan
 from .modules.saving import model_card, save_folder
 from .options import ConfigFile, ExplainingParser, guard_configs
-from .parallel import rank
+from .parallel import is_rank_zero
 from .provenance import model_digest
+from .runs import Run, identity, require_same_data
 from .settings import alone, claim
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
 log = logging.getLogger(__name__)
-MODEL, CHECKPOINTS, FIGURES, CONFIG = "model", "checkpoints", "figures", "config.yaml"
-_FREE = {"shards", "scores", "processor", "workers", "cache", "micro_batch", "resume_inexact"}
-"""Of the data, what may change from one start to the next: where the files lie (their contents are checked when the
-training continues), and how, not what, is computed."""
-_TRAINED_WITH = ("max_epochs", "max_steps", "gradient_clip_val", "gradient_clip_algorithm", "limit_train_batches")
-
-
-@dataclass(frozen=True)
-class Run:
-    """Where a training goes, and how it is kept.
-
-    Args:
-        out: Folder of the run; the same command continues there.
-        seed: Decides the order of the data, dropout and controls.
-        tracking: Where MLflow keeps the run: a database or a server; null for nowhere.
-        experiment: Under which name.
-        name: Of the run; default: of its folder.
-        save_every: Optimizer steps between checkpoints.
-        any_reference: Accept log-probs of another reference than the checkpoint that is trained.
-    """
-
-    out: Path
-    seed: int = 0
-    tracking: str | None = "sqlite:///mlflow.db"
-    experiment: str = "mm-dpo"
-    name: str | None = None
-    save_every: int = 50
-    any_reference: bool = False
+MODEL, CHECKPOINTS, FIGURES, CONFIG, DATA = "model", "checkpoints", "figures", "config.yaml", "data.json"
 
 
 class TrainParser(ExplainingParser, LightningArgumentParser):
@@ -91,12 +65,12 @@ class TrainCLI(LightningCLI):
             seed_everything_default=False,
             parser_class=TrainParser,
             parser_kwargs={"parser_mode": "omegaconf+", "prog": "mmrlhf train-dpo", "description": __doc__},
-            trainer_defaults={"max_epochs": 1, "gradient_clip_val": 1.0, "log_every_n_steps": 10},
+            trainer_defaults={"gradient_clip_val": 1.0, "log_every_n_steps": 10},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
 
-    def init_parser(self, **options: Any) -> LightningArgumentParser:  # noqa: ANN401 - Lightning's  # noqa: ANN401 - as the method it extends
+    def init_parser(self, **options: Any) -> LightningArgumentParser:  # noqa: ANN401 - Lightning's
         """Lightning's, with `--config` files whose errors name the file."""
         parser = self.parser_class(**options)
         parser.add_argument(
@@ -108,7 +82,7 @@ class TrainCLI(LightningCLI):
         """What is neither module nor data; and what follows from other values."""
         parser.add_class_arguments(Run, "run")
         parser.add_class_arguments(BetaSchedule, "beta_schedule")
-        parser.link_arguments("model.backbone.path", "data.processor", compute_fn=Path)
+        parser.link_arguments(("model.backbone.path", "model.backbone.revision"), "data.processor", compute_fn=_named)
         parser.link_arguments("run.seed", "data.seed")
         parser.link_arguments("model.needs", "data.needs", apply_on="instantiate")
 
@@ -136,11 +110,13 @@ def train_dpo(argv: Sequence[str]) -> None:
     """
     cli = TrainCLI(MMDPOModule, argv)
     run: Run = cli.config_init["run"]
-    if rank():
-        _train(cli, run)
+    if not is_rank_zero():  # the first rank finds out what others cannot, and the launcher ends them with it
+        if not (run.out / MODEL).exists():
+            _train(cli, run)
         return
     with alone(run.out):
-        claim(run.out, "run.json", _identity(cli.settings), "a training")
+        claim(run.out, "run.json", identity(cli.settings), "a training")
+        require_same_data(run.out / DATA, cli.datamodule.rows("train").admission.digest)
         if (run.out / MODEL).exists():
             log.info("%s: trained already", run.out / MODEL)
             return
@@ -148,12 +124,9 @@ def train_dpo(argv: Sequence[str]) -> None:
         _train(cli, run)
 
 
-def _identity(settings: dict[str, Any]) -> dict[str, Any]:
-    """What makes a training this one: another start may not change it."""
-    data = {name: value for name, value in settings["data"].items() if name not in _FREE}
-    bounds = {name: settings["trainer"][name] for name in _TRAINED_WITH}
-    told = {"model": settings["model"], "data": data, "beta_schedule": settings["beta_schedule"]}
-    return told | bounds | {"seed": settings["run"]["seed"]}
+def _named(path: str, revision: str | None) -> str:
+    """A checkpoint with its revision as one word."""
+    return f"{path}@{revision}" if revision else path
 
 
 def _train(cli: TrainCLI, run: Run) -> None:
@@ -163,8 +136,9 @@ def _train(cli: TrainCLI, run: Run) -> None:
     trainer = _trainer(cli, run, ledger)
     trainer.accumulate_grad_batches = _accumulation(data, trainer.world_size)
     if not run.any_reference:
-        _require_reference(data, module)
+        _require_reference(data, module, str(trainer.precision))
     module.expect(_plan(trainer, module, data))
+    cli.config_init["beta_schedule"].total = cli.config_init["beta_schedule"].total or module.plan.steps
     last = run.out / CHECKPOINTS / LAST
     try:
         trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
@@ -172,11 +146,11 @@ def _train(cli: TrainCLI, run: Run) -> None:
         if trainer.interrupted:  # Lightning makes an exit of an interrupt, and the hint to go on would be lost
             raise KeyboardInterrupt from exit_
         raise
-    if trainer.global_step < module.plan.steps and not trainer.should_stop:
+    if trainer.global_step < module.plan.steps and not stopped_early(trainer):
         raise ValueError(
             f"{run.out}: stopped after step {trainer.global_step} of {module.plan.steps}; the same command continues"
         )
-    if module.validated_at != trainer.global_step:
+    if module.validated_at != trainer.global_step and data.val_dataloader():
         trainer.validate(module, datamodule=data, verbose=False)
     if trainer.is_global_zero:
         card = _card(cli.settings, trainer, module, data, ledger)
@@ -186,6 +160,13 @@ def _train(cli: TrainCLI, run: Run) -> None:
 
 def _trainer(cli: TrainCLI, run: Run, ledger: ComputeLedger) -> lightning.Trainer:
     options = dict(cli.config_init["trainer"])
+    if str(options["precision"]).endswith("-true"):
+        raise ValueError(
+            f"trainer.precision: expected null, 32 or bf16-mixed, got {options['precision']}, which would round the "
+            "scores of the data as well; say bf16-mixed, and the type of the weights with model.backbone.dtype"
+        )
+    if options["max_epochs"] is None and options["max_steps"] == -1:
+        options["max_epochs"] = 1
     callbacks: list[Callback] = [
         ConsumptionGuard(),
         StepSeeds(run.seed),
@@ -210,11 +191,8 @@ def _trainer(cli: TrainCLI, run: Run, ledger: ComputeLedger) -> lightning.Traine
 
 def _plan(trainer: lightning.Trainer, module: MMDPOModule, data: RankedDataModule) -> Plan:
     """What is known before the first step, from the admitted data alone."""
-    steps = trainer.max_steps
-    if steps < 0:
-        if trainer.max_epochs is None or trainer.max_epochs < 1:
-            raise ValueError("trainer: expected max_epochs or max_steps of 1 or more, got neither; set one")
-        steps = trainer.max_epochs * max(1, int(data.steps_per_pass))
+    whole = max(1, int(data.steps_per_pass)) * trainer.accumulate_grad_batches
+    steps = planned_steps(trainer, limited(trainer, whole))
     known: tuple[float, ...] = ()
     if module.beta.needs_known:
         if module.margin == "implicit":
@@ -234,9 +212,16 @@ def _accumulation(data: RankedDataModule, ranks: int) -> int:
     return data.global_batch // at_once
 
 
-def _require_reference(data: RankedDataModule, module: MMDPOModule) -> None:
+def _require_reference(data: RankedDataModule, module: MMDPOModule, precision: str) -> None:
     """Refuse log-probs of another reference than the checkpoint that the training begins with."""
-    known = data.reference_fingerprint
+    known, dtype = data.reference_fingerprint, "bfloat16" if precision.startswith("bf16") else module.config.dtype
+    if data.reference_dtype not in (None, dtype):
+        log.warning(
+            "the reference's log-probs were computed in %s, the policy's are in %s: they differ by rounding from the "
+            "first step on; `mmrlhf score --dtype` makes them alike",
+            data.reference_dtype,
+            dtype,
+        )
     if known is not None and known != model_digest(module.config.folder):
         raise ValueError(
             f"data.scores: expected log-probs of the checkpoint that is trained ({module.config.path}), got those of "

@@ -7,7 +7,7 @@ from itertools import count, islice
 
 import pytest
 
-from mmrlhf.parallel import in_order, workers
+from mmrlhf.parallel import in_order, is_rank_zero, workers
 
 
 def late(number):
@@ -57,3 +57,25 @@ def test_an_interrupt_is_the_parents_affair():
 def test_no_processes_at_all_are_refused():
     with pytest.raises(ValueError, match="processes: expected one or more, got 0"), workers(0):
         pass
+
+
+@pytest.mark.parametrize(
+    ("variables", "first"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0", "SLURM_PROCID": "3"}, True),
+        ({"RANK": "2", "LOCAL_RANK": "0"}, False),
+        ({"LOCAL_RANK": "1", "SLURM_PROCID": "0"}, False),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
+        ({"NODE_RANK": "1"}, False),
+        ({"NODE_RANK": "0"}, True),
+        ({"SLURM_PROCID": "5"}, False),
+        ({"SLURM_PROCID": "0"}, True),
+    ],
+)
+def test_the_first_process_of_a_training_knows_itself(variables, first, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert is_rank_zero() == first

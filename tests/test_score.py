@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from mmrlhf.modules.scorer import ResponseScorer
 from mmrlhf.provenance import model_digest, processor_digest
 from mmrlhf.queries import Media
 from mmrlhf.score import score
+from mmrlhf.settings import alone
 
 from .datamodules.made import packed_set, picture, ranked
 from .modules.families import saved
@@ -321,8 +323,8 @@ def test_a_batch_that_was_half_written_is_computed_whole_again(shards, reference
     assert written(shards, tmp_path, reference, **options).read_bytes() == whole.read_bytes()
 
 
-def test_a_run_with_workers_that_is_killed_alone_goes_on_at_once(whole, shards, reference, tmp_path):
-    """Its workers hold its locks as long as they live."""
+def test_a_run_with_workers_that_is_killed_alone_goes_on_soon(whole, shards, reference, tmp_path):
+    """Its workers hold its locks as long as they live: five seconds, if they did not follow it."""
     journal = tmp_path / "scores.jsonl.unfinished/journal.jsonl"
     options = {"batch_tokens": 1, "workers": 2}
     process = FORKED.Process(target=written, args=(shards, tmp_path, reference), kwargs=options)
@@ -332,8 +334,11 @@ def test_a_run_with_workers_that_is_killed_alone_goes_on_at_once(whole, shards, 
         time.sleep(0.001)
     process.kill()
     process.join()
-    time.sleep(0.1)
     assert not (tmp_path / "scores.jsonl").exists()
+    for _ in range(30):
+        with suppress(ValueError), alone(journal.parent):
+            break
+        time.sleep(0.1)
     assert written(shards, tmp_path, reference, batch_tokens=1).read_bytes() == whole.read_bytes()
 
 
@@ -470,7 +475,7 @@ def test_log_probs_that_are_no_numbers_are_refused(shards, reference, tmp_path):
         model.get_output_embeddings().weight.fill_(torch.nan)
     broken = shutil.copytree(reference, tmp_path / "broken")
     model.save_pretrained(broken)
-    with pytest.raises(ValueError, match=r"query train/\d: expected finite log-probs, got \[nan, nan"):
+    with pytest.raises(ValueError, match="expected finite log-probs, got"):
         written(shards, tmp_path, broken)
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from mmrlhf import cli, jsonl
+from mmrlhf.modules.backbone import Backbone
 from mmrlhf.records import RankedQuery
 from mmrlhf.score import score
 from mmrlhf.world.policy import build_model, build_processor
@@ -165,7 +166,10 @@ def test_adapters_are_saved_apart_and_merged(home, tmp_path):
         (("--model.beta.k", "0"), "k: expected a number above 0"),
         (("--model.backbone.freeze.language", "true", "--model.backbone.freeze.projector", "true"), "left to train"),
         (("--model.backbone.path", "no/where/at/all"), "expected a folder or the name of a repository"),
-        (("--trainer.max_steps", "-1", "--trainer.max_epochs", "0"), "max_epochs or max_steps of 1 or more"),
+        (("--trainer.max_steps", "-1", "--trainer.max_epochs", "0"), "a training that ends after one step or more"),
+        (("--trainer.precision", "bf16-true"), "expected null, 32 or bf16-mixed, got bf16-true"),
+        (("--model.backbone.dtype", "bfloat16"), "expected float32 for weights that are trained"),
+        (("--trainer.max_time", "00:00:00:00"), "the same command continues"),
     ],
 )
 def test_what_cannot_be_is_refused_on_one_line(home, tmp_path, capsys, more, message):
@@ -173,6 +177,59 @@ def test_what_cannot_be_is_refused_on_one_line(home, tmp_path, capsys, more, mes
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("mmrlhf train-dpo:")
     assert message in error
+
+
+def test_a_run_is_as_long_as_its_limits_say_and_validates_at_its_end(home, tmp_path):
+    limits = {
+        "12 steps of epochs of 8": (("--trainer.max_steps", "12"), 12),
+        "half an epoch": (("--trainer.max_steps", "-1", "--trainer.limit_train_batches", "8"), 4),
+        "an epoch": (("--trainer.max_steps", "-1"), 8),
+    }
+    for name, (more, steps) in limits.items():
+        assert train(home, tmp_path / name, *more) == 0
+        assert f"| steps | {steps} |" in (tmp_path / name / "model" / "README.md").read_text()
+        assert (tmp_path / name / "figures" / f"beta-{steps:08d}.png").exists()
+
+
+def test_a_set_without_validation_queries_trains_to_its_end(home, tmp_path):
+    rows = [row | {"split": "train"} for row in jsonl.read(home / "w" / "ranked.jsonl")]
+    jsonl.write(tmp_path / "ranked.jsonl", rows)
+    packing = ["--ranked", f"{tmp_path}/ranked.jsonl", "--media", f"{home}/w/media", "--out", f"{tmp_path}/shards"]
+    assert cli.main(["pack", *packing, "--val", "0", "--test", "0", "--processes", "1"]) == 0
+    score(tmp_path / "shards", tmp_path / "scores.jsonl", str(home / "policy"), workers=0)
+    more = ("--data.shards", f"{tmp_path}/shards", "--data.scores", f"{tmp_path}/scores.jsonl")
+    assert train(home, tmp_path / "out", *more) == 0
+    assert (tmp_path / "out" / "model").exists()
+
+
+def test_a_finished_run_is_not_taken_for_one_on_other_scores(home, trained, tmp_path, capsys):
+    rows = [row | {"reference_logp": row["reference_logp"] - 1} for row in jsonl.read(home / "scores.jsonl")]
+    jsonl.write(tmp_path / "scores.jsonl", rows)
+    other = ("--data.scores", f"{tmp_path}/scores.jsonl", "--run.tracking", f"sqlite:///{trained.parent}/mlflow.db")
+    assert train(home, trained, *other) == 2
+    assert "expected the data that the run began with" in capsys.readouterr().err
+    assert train(home, trained, "--trainer.precision", "bf16-mixed") == 2
+    assert "precision" in capsys.readouterr().err
+
+
+def test_the_schedule_of_beta0_ends_where_the_run_ends_and_is_validated_there(home, tmp_path):
+    schedule = ("--beta_schedule.kind", "linear", "--beta_schedule.end", "0.4", "--model.beta.w", "0.0")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert train(home, tmp_path / "out", *schedule, "--run.tracking", uri, "--trainer.log_every_n_steps", "1") == 0
+    mlflow.set_tracking_uri(uri)
+    (row,) = mlflow.search_runs(search_all_experiments=True).to_dict("records")
+    assert row["metrics.val/beta/mean"] == pytest.approx(0.4)
+    run = json.loads((tmp_path / "out" / "mlflow.json").read_text())["run"]
+    history = {each.step: each.value for each in mlflow.MlflowClient().get_metric_history(run, "beta/beta0")}
+    assert min(history.values()) >= 0.1
+    assert max(history.values()) < 0.4
+
+
+def test_a_projector_that_is_cut_off_is_found_at_the_first_batch_with_media(home, tmp_path, capsys, monkeypatch):
+    encoded = Backbone.encoded
+    monkeypatch.setattr(Backbone, "encoded", lambda *given: encoded(*given).detach())
+    assert train(home, tmp_path / "out") == 2
+    assert "expected a gradient that is not zero somewhere in the projector" in capsys.readouterr().err
 
 
 def test_log_probs_of_another_reference_are_refused_unless_they_are_wanted(home, tmp_path, capsys):

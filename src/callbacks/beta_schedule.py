@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast, get_ar
 
 from lightning.pytorch import Callback
 
+from .limits import planned_steps
+
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
@@ -73,7 +75,7 @@ class BetaSchedule(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the steps to come."""
-        self._steps = self.total or steps_of(trainer)
+        self._steps = self.total or planned_steps(trainer, trainer.num_training_batches)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Set and log beta0."""
@@ -81,7 +83,9 @@ class BetaSchedule(Callback):
         pl_module.log("beta/beta0", beta0, on_step=True, on_epoch=False, batch_size=1)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set beta0 for the step that training has come to."""
+        """Set beta0 for the step that training has come to, or at which it has ended."""
+        if self.total and self._configured is None:
+            self._configured, self._steps = cast("HasBeta", pl_module).beta, self.total
         if self._steps:
             self._set(trainer, pl_module)
 
@@ -104,23 +108,3 @@ class BetaSchedule(Callback):
         if self._configured is not None:
             cast("HasBeta", pl_module).beta = self._configured
         self._configured, self._steps = None, 0
-
-
-def steps_of(trainer: Trainer) -> int:
-    """Return how many optimizer steps a training that has started will take, from its limits and its loader.
-
-    `trainer.estimated_stepping_batches` would make the loader anew, and lose its position.
-    """
-    limits: list[float] = []
-    if trainer.max_steps >= 0:
-        limits.append(trainer.max_steps)
-    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-        per_epoch = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
-        limits.append(trainer.max_epochs * per_epoch)
-    total = min(limits, default=inf)
-    if total == inf:
-        raise ValueError(
-            "BetaSchedule: expected a training that ends, got one without max_steps, or without max_epochs and a "
-            "loader that has a length; set max_steps, or the schedule's total"
-        )
-    return max(int(total), 1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import torch
 from lightning.pytorch import Callback
 
 if TYPE_CHECKING:
@@ -12,21 +14,38 @@ if TYPE_CHECKING:
 _NAMED = 3  # parameters in a message
 
 
+@runtime_checkable
+class HasParts(Protocol):
+    """A module that tells which of its parameters are trained, by part."""
+
+    def parts(self) -> Mapping[str, Sequence[torch.nn.Parameter]]:
+        """The trained parameters of vision, projector and language."""
+
+
 class GradientCheck(Callback):
     """After the first micro-batch, make an error of trainable parameters without a gradient and frozen ones with.
 
-    Both train in silence otherwise: the one not at all, the other for nothing.
+    Both train in silence otherwise: the one not at all, the other for nothing. A part of the model that a batch with
+    media leaves without any gradient (`parts()` of the module tells them) is an error too: zeros are no learning.
     """
 
     def __init__(self) -> None:
-        self._due = True
+        self._due = self._parts_due = True
+        self._media = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check this training too."""
-        self._due = True
+        self._due = self._parts_due = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+        """See whether the batch has media."""
+        self._media = bool(getattr(getattr(batch, "rows", None), "features", None))
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check once."""
+        """Check once; the parts at the first batch with media."""
+        if self._parts_due and self._media and isinstance(pl_module, HasParts):
+            self._parts_due = False
+            _require_learning(pl_module)
         if not self._due:
             return
         self._due = False
@@ -43,6 +62,15 @@ class GradientCheck(Callback):
             raise ValueError(
                 f"first backward: expected no gradient for frozen parameters, got one for {_some(moved)}; freeze "
                 "before training starts, and clear what an earlier backward left (`zero_grad`)"
+            )
+
+
+def _require_learning(module: HasParts) -> None:
+    for part, weights in module.parts().items():
+        if weights and not any(weight.grad is not None and bool(weight.grad.any()) for weight in weights):
+            raise ValueError(
+                f"first backward: expected a gradient that is not zero somewhere in the {part}, which is trained, from "
+                f"a batch with media, got none; freeze it (`freeze.{part}`), or find what detaches it"
             )
 
 

@@ -10,30 +10,36 @@ from typing import Any
 
 from lightning.pytorch.loggers import MLFlowLogger
 
-from ..parallel import rank
+from ..parallel import is_rank_zero
 from ..settings import write_json
 
 _RECORD = "mlflow.json"
 _LONGEST = 500
+_RELATIVE = "sqlite:///"
 
 
 def mlflow_logger(folder: Path, uri: str, experiment: str, name: str, settings: Mapping[str, Any]) -> MLFlowLogger:
     """The logger of the run that belongs to a folder; the first time, with its settings as parameters and a file."""
+    if uri.startswith(_RELATIVE) and not uri.startswith(f"{_RELATIVE}/"):  # another start may come from elsewhere
+        uri = f"{_RELATIVE}{Path(uri.removeprefix(_RELATIVE)).resolve()}"
     record = folder / _RECORD
     there = json.loads(record.read_text("utf-8")) if record.exists() else {}
     if there and there["uri"] != uri:
         raise ValueError(
             f"{record}: this run is kept at {there['uri']}, got {uri}; say the former, or take another out"
         )
-    # Lightning asks MLflow for progress of nothing, and MLflow prints of its database.
+    # MLflow's database tells of its tables.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     logger = MLFlowLogger(experiment_name=experiment, run_name=name, tracking_uri=uri, run_id=there.get("run"))
-    if not rank() and not there:
-        write_json(record, {"uri": uri, "run": logger.run_id})
+    if is_rank_zero():
+        run = logger.run_id
+        write_json(record, {"uri": uri, "run": run})
+        known = logger.experiment.get_run(run).data.params  # a start that was killed may have written some
         for key, value in flat(settings):
-            logger.experiment.log_param(logger.run_id, key, str(value)[:_LONGEST])
-        logger.experiment.log_dict(logger.run_id, dict(settings), "config.yaml")
+            if key not in known:
+                logger.experiment.log_param(run, key, str(value)[:_LONGEST])
+        logger.experiment.log_dict(run, dict(settings), "config.yaml")
     return logger
 
 

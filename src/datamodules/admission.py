@@ -127,7 +127,7 @@ def admit(
     folder = cache / f"{shards.split}-{of_value(identity)[:ID_DIGITS]}"
     if not (folder / _RECORD).exists():
         if scores is not None:
-            _require_scores(shards, scores)
+            _require_scores(shards, scores, encode)
         _write(folder, identity, _judged(shards, encode, terms, scores, workers))
     found = Admission(folder)
     try:
@@ -143,8 +143,8 @@ def admit(
     return found
 
 
-def _require_scores(shards: Shards, scores: Scores) -> None:
-    """Refuse missing scores in seconds, before anything is encoded."""
+def _require_scores(shards: Shards, scores: Scores, encode: Callable[[Sample], Row]) -> None:
+    """Refuse missing scores in seconds; what cannot be encoded has none, and is left out for that reason."""
     missing = []
     for index in range(len(shards)):
         try:
@@ -152,9 +152,17 @@ def _require_scores(shards: Shards, scores: Scores) -> None:
         except (ValueError, KeyError):
             continue  # a damaged sample, which is left out with its reason when it is judged
         if scores.of(ranked) is None:
-            missing.append(ranked.query.id)
-    if missing:
-        raise scores.missing(missing, len(shards))
+            missing.append((ranked.query.id, index))
+    if any(_can_be_encoded(shards, index, encode) for _, index in missing):  # the first that can be ends the search
+        raise scores.missing([name for name, _ in missing], len(shards))
+
+
+def _can_be_encoded(shards: Shards, index: int, encode: Callable[[Sample], Row]) -> bool:
+    try:
+        encode(shards[index])
+    except ValueError:
+        return False
+    return True
 
 
 class _Judging(Dataset[_Judged]):

@@ -209,6 +209,11 @@ class RankedDataModule(lightning.LightningDataModule):
         return reference_of(self._fingerprints)
 
     @property
+    def reference_dtype(self) -> str | None:
+        """The type of the weights with which these log-probs were computed, where that is known."""
+        return reference_of(self._fingerprints, "dtype")
+
+    @property
     def processor(self) -> Any:  # noqa: ANN401 - transformers is untyped
         """The checkpoint's own processor."""
         return self._reading.processor

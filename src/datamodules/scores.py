@@ -146,9 +146,9 @@ def require_made_from(found: Mapping[Path, Fingerprint], parts: Mapping[str, str
             expected.require(Fingerprint({name: told.get(name, "none") for name in compared}), str(path), cure)
 
 
-def reference_of(found: Mapping[Path, Fingerprint]) -> str | None:
-    """What stands for the model whose log-probs are in the files; None where no file tells."""
-    models = {one.parts[MODEL] for one in found.values() if one.parts.get(VALUES) == "reference_logp"}
+def reference_of(found: Mapping[Path, Fingerprint], part: str = MODEL) -> str | None:
+    """What stands for the model whose log-probs are in the files, or another part; None where no file tells."""
+    models = {one.parts[part] for one in found.values() if one.parts.get(VALUES) == "reference_logp"}
     if len(models) > 1:
         named = " and ".join(map(str, found))
         raise ValueError(f"scores: expected log-probs of one reference, got those of {len(models)} in {named}; use one")

@@ -50,7 +50,11 @@ class Cost:
         self.per_patch = 2.0 * sum(weight.numel() for weight in tower)
         self.tower_trains = any(weight.requires_grad for weight in tower)
         side = backbone.config.vision_config.patch_size
-        self.pixels_per_patch = 3 * (math.prod(side) if isinstance(side, (list, tuple)) else side**2)
+        frames = getattr(backbone.config.vision_config, "temporal_patch_size", 1)
+        self.pixels_per_patch = 3 * frames * (math.prod(side) if isinstance(side, (list, tuple)) else side**2)
+        trained = sum(weight.numel() for weight in layers if weight.requires_grad)
+        self.backward = 1 + trained / max(1, sum(weight.numel() for weight in layers))
+        """Of the decoder's layers, over their forward pass: the gradient of states, and of the weights that learn."""
 
     def step(self, lengths: Sequence[Lengths], supervised: int, pixels: int, shared: bool, again: bool) -> float:
         """Forward and backward of a batch; `again`: the layers are computed once more in the backward pass."""
@@ -58,4 +62,4 @@ class Cost:
             self.per_token * tokens_of(each, shared) + self.per_look * seen_pairs(each, shared) for each in lengths
         )
         tower = self.per_patch * pixels / self.pixels_per_patch * (3 if self.tower_trains else 1)
-        return float(decoder * (4 if again else 3) + self.per_logits * supervised * 3 + tower)
+        return float(decoder * (1 + again + self.backward) + self.per_logits * supervised * 3 + tower)

@@ -11,6 +11,7 @@ import torch
 from ..reports import PairReport, Work
 from .attention import Kernel
 from .betas import Evidence, ImplicitBeta, PairBeta, RewardMarginBeta, updated_gap
+from .families import Part
 from .flops import Cost, Lengths, tokens_of
 from .loading import BackboneConfig
 from .losses import PreferenceLoss, Sigmoid, log_ratio, response_nll, take
@@ -18,7 +19,7 @@ from .margins import MarginSource, margins, pair_chances
 from .optimiser import Optimiser
 from .packed import Step, lengths
 from .scorer import ResponseScorer
-from .selfcheck import agreement
+from .selfcheck import agreement, require_agreement
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,7 +112,14 @@ class MMDPOModule(lightning.LightningModule):
         """Load the weights, once, when the trainer asks for them."""
         if self.scorer is None:
             self.scorer = ResponseScorer(self.config.load(), **self._way)
+            _require_fine(self.scorer)
             self._cost = Cost(self.scorer.backbone)
+
+    def parts(self) -> dict[str, list[torch.nn.Parameter]]:
+        """What is trained, by part of the model."""
+        every: tuple[Part, ...] = ("vision", "projector", "language")
+        named = ((part, self._scorer.backbone.part(part)) for part in every)
+        return {part: [weight for _, weight in weights if weight.requires_grad] for part, weights in named}
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own union
         """AdamW over the planned number of steps."""
@@ -150,6 +158,7 @@ class MMDPOModule(lightning.LightningModule):
 
     def _compare(self, batch: PackedQueries, logps: ResponseLogps) -> tuple[Tensor, PairReport]:
         """The loss of every pair, (pairs,), and what there is to tell of it."""
+        assert batch.reference_logps.dtype == batch.rewards.dtype == torch.float32, batch.rewards.dtype
         policy, reference = take(logps.sums, batch.pairs), take(batch.reference_logps, batch.pairs)
         z = log_ratio(policy, reference)
         gap = z.detach()
@@ -199,14 +208,14 @@ class MMDPOModule(lightning.LightningModule):
         scorer = self._scorer
         if scorer.step == "separate":
             return
+        if self._way["step"] == "shared_prefix":
+            require_agreement(scorer, rows)
+            return
         found = agreement(scorer, rows)
         if found.holds:
             log.info("self-check: packed and separate rows agree (%.1e, allowed %.0e)", *found)
             return
-        told = f"packed and separate rows differ by {found.apart:.2g} nats per root of tokens, expected {found.allowed}"
-        if self._way["step"] == "shared_prefix":
-            raise ValueError(f"step: {told}: this checkpoint looks across a packed row; say separate")
-        log.warning("self-check: %s; going on with separate rows", told)
+        log.warning("self-check: %s; going on with separate rows", found)
         scorer.step = "separate"
 
     def _work(self, batch: PackedQueries) -> Work:
@@ -229,6 +238,16 @@ class MMDPOModule(lightning.LightningModule):
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(self.loss(z, beta, margin).sum(), z)
         return slope.abs()
+
+
+def _require_fine(module: torch.nn.Module) -> None:
+    """Refuse to train weights whose type rounds the optimiser's steps away."""
+    coarse = [weight.dtype for weight in module.parameters() if weight.requires_grad and weight.dtype.itemsize < 4]
+    if coarse:
+        raise ValueError(
+            f"model.backbone.dtype: expected float32 for weights that are trained, got {coarse[0]}: steps of AdamW are "
+            "smaller than its rounding; say float32 with trainer.precision bf16-mixed, or train adapters (lora)"
+        )
 
 
 def _per_response(batch: PackedQueries) -> list[str]:

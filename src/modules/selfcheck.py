@@ -27,6 +27,9 @@ class Agreement(NamedTuple):
     """The largest difference, in nats per square root of the tokens."""
     allowed: float
 
+    def __str__(self) -> str:
+        return f"packed and separate rows differ by {self.apart:.2g} nats per root of tokens, expected {self.allowed:g}"
+
     @property
     def holds(self) -> bool:
         """Whether rounding explains it; not a number is no agreement."""
@@ -38,9 +41,18 @@ def agreement(scorer: ResponseScorer, rows: PackedRows) -> Agreement:
     with torch.no_grad(), _resting(scorer):
         packed = scorer.by("shared_prefix", rows)
         apart = scorer.by("separate", rows)
+    if not apart.sums.isfinite().all():
+        raise ValueError(f"first batch: expected finite log-probs, got {apart.sums.tolist()}; check weights and dtype")
     per_root = (packed.sums - apart.sums).abs() / apart.tokens.clamp(min=1).sqrt()
     coarse = scorer.backbone.whole.dtype != torch.float32 or torch.is_autocast_enabled(packed.sums.device.type)
     return Agreement(float(per_root.max()), COARSE if coarse else FINE)
+
+
+def require_agreement(scorer: ResponseScorer, rows: PackedRows) -> None:
+    """Refuse to share prefixes where that is not exact."""
+    found = agreement(scorer, rows)
+    if not found.holds:
+        raise ValueError(f"step: {found}: this checkpoint looks across a packed row; say separate")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from mmrlhf import jsonl
 from mmrlhf.batches import Continuation
 from mmrlhf.datamodules.admission import admit
 from mmrlhf.datamodules.reader import Shards
-from mmrlhf.datamodules.rows import Row
+from mmrlhf.datamodules.rows import DropQueryError, Row
 from mmrlhf.datamodules.scores import Scores
 from mmrlhf.datamodules.terms import EveryQuery, Terms
 from mmrlhf.fingerprint import of_text
@@ -232,12 +232,24 @@ def test_scores_are_those_of_the_responses_that_are_left(folder, tmp_path):
         ((), {"three": "other"}, r"the score of response 0 of query 'three' is about another text"),
     ],
 )
-def test_missing_and_foreign_scores_are_refused_before_anything_is_encoded(folder, tmp_path, without, changes, message):
+def test_missing_and_foreign_scores_are_refused_before_more_than_one_sample_is_encoded(
+    folder, tmp_path, without, changes, message
+):
     encode = Characters()
     with pytest.raises(ValueError, match=message):
         decided(folder, encode, scores=Scores([scores(tmp_path, without, **changes)], ("reward",)))
-    assert encode.calls == 0
+    assert encode.calls <= 1
     assert not (folder / "admitted").exists()
+
+
+def test_what_cannot_be_encoded_needs_no_score(folder, tmp_path):
+    def encode(sample):
+        if sample.ranked.query.id == "two":
+            raise DropQueryError("a film where none can be", "no_films")
+        return Characters()(sample)
+
+    known = Scores([scores(tmp_path, ("two",))], ("reward", "reference_logp"))
+    assert decided(folder, encode, scores=known).ledger.skipped == {"no_pairs": 2, "too_long": 1, "no_films": 1}
 
 
 def test_a_damaged_sample_is_no_missing_score(folder, tmp_path):

@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from mmrlhf.datamodules.rows import Answers
 from mmrlhf.modules import betas, losses
-from mmrlhf.modules.loading import BackboneConfig
+from mmrlhf.modules.loading import BackboneConfig, Lora
 from mmrlhf.modules.mmdpo import MMDPOModule, Plan
 from mmrlhf.modules.optimiser import Optimiser, share_of_peak
 
@@ -233,17 +233,26 @@ def test_a_backbone_that_looks_across_a_packed_row_is_found_before_the_first_ste
     assert torch.equal(found, made(folder, step="separate").training_step(given, 0)["loss"])
 
 
+def test_weights_whose_type_rounds_steps_away_are_not_trained(folder):
+    with pytest.raises(ValueError, match=r"expected float32 for weights that are trained, got torch\.bfloat16"):
+        MMDPOModule(BackboneConfig(str(folder), dtype="bfloat16")).configure_model()
+
+
+def test_scores_that_were_rounded_on_the_way_are_found(folder):
+    given = scored()
+    with pytest.raises(AssertionError, match="bfloat16"):
+        made(folder).training_step(given._replace(rewards=given.rewards.bfloat16()), 0)
+
+
 def test_the_self_check_leaves_dropout_on_and_passes_in_bfloat16(folder):
-    module = MMDPOModule(BackboneConfig(str(folder), dtype="bfloat16"))
+    module = MMDPOModule(BackboneConfig(str(folder), dtype="bfloat16", lora=Lora(rank=2)))
     module.configure_model()
     module.expect(Plan(10, MEAN_PAIRS))
-    module.train()
-    module.scorer.backbone.model.model.vision_tower.eval()
     module.training_step(scored(), 0)
     assert module._checked
     assert module.scorer.step == "shared_prefix"
     assert module.scorer.training
-    assert not module.scorer.backbone.model.model.vision_tower.training
+    assert not module.scorer.backbone.tower.training
 
 
 def test_the_pull_at_the_reference_is_half_of_beta(folder):
