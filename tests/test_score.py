@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from mmrlhf import cli, jsonl
+from mmrlhf import cli, jsonl, settings
 from mmrlhf import score as door
 from mmrlhf.datamodules.collate import packed
 from mmrlhf.datamodules.module import RankedDataModule
@@ -27,7 +27,6 @@ from mmrlhf.modules.scorer import ResponseScorer
 from mmrlhf.provenance import model_digest, processor_digest
 from mmrlhf.queries import Media
 from mmrlhf.score import score
-from mmrlhf.settings import alone
 
 from .datamodules.made import packed_set, picture, ranked
 from .modules.families import saved
@@ -336,7 +335,7 @@ def test_a_run_with_workers_that_is_killed_alone_goes_on_soon(whole, shards, ref
     process.join()
     assert not (tmp_path / "scores.jsonl").exists()
     for _ in range(30):
-        with suppress(ValueError), alone(journal.parent):
+        with suppress(ValueError), settings.alone(journal.parent):
             break
         time.sleep(0.1)
     assert written(shards, tmp_path, reference, batch_tokens=1).read_bytes() == whole.read_bytes()
