@@ -33,9 +33,11 @@ VERBS = {
     "data describe": "mmrlhf.datamodules.describing:describe",
     "data fetch": "mmrlhf.datamodules.fetching:fetch",
     "data export": "mmrlhf.formats.exporting:export_data",
+    "data make-rewardbench": "mmrlhf.evaluation.making:make_rewardbench",
     "score": "mmrlhf.score:score",
     "features": "mmrlhf.features:features",
     "train-dpo": "mmrlhf.train:train_dpo",
+    "evaluate rewardbench": "mmrlhf.evaluation.grading:evaluate_rewardbench",
     "env": "mmrlhf.cli:env",
 }
 

@@ -257,7 +257,8 @@ CONFIGS = sorted(
 
 
 def verb_of(name: str) -> str:
-    return Path(name).parts[0].removesuffix(".yaml").replace("-", " ")
+    stem = Path(name).parts[0].removesuffix(".yaml")
+    return {verb.replace(" ", "-"): verb for verb in VERBS}.get(stem, stem)
 
 
 def test_every_verb_with_options_has_a_config():

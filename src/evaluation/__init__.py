@@ -1,4 +1,1 @@
-"""Benchmarks behind one small face, judges, reports.
-
-Nothing stands here yet: the room is drawn so that the house can be seen whole.
-"""
+"""Benchmarks behind one small face; MM-RLHF-RewardBench, its rewards, statistics, reports and figures."""
