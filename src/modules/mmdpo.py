@@ -112,7 +112,7 @@ class MMDPOModule(lightning.LightningModule):
         """Load the weights, once, when the trainer asks for them."""
         if self.scorer is None:
             self.scorer = ResponseScorer(self.config.load(), **self._way)
-            _require_fine(self.scorer)
+            require_fine(self.scorer)
             self._cost = Cost(self.scorer.backbone)
 
     def parts(self) -> dict[str, list[torch.nn.Parameter]]:
@@ -240,7 +240,7 @@ class MMDPOModule(lightning.LightningModule):
         return slope.abs()
 
 
-def _require_fine(module: torch.nn.Module) -> None:
+def require_fine(module: torch.nn.Module) -> None:
     """Refuse to train weights whose type rounds the optimiser's steps away."""
     coarse = [weight.dtype for weight in module.parameters() if weight.requires_grad and weight.dtype.itemsize < 4]
     if coarse:

@@ -1,0 +1,269 @@
+"""A trained reward model: one folder of body and head, and the scores of responses by it.
+
+The head's tensors lie in the body's safetensors, under `reward_head.`; how the model is asked lies in its config,
+under `reward_model`. Plain transformers loads the body from there and leaves both alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+
+from ..batches import Continuation, PackedRows, pack
+from ..checkpoints import require_safetensors, resolved
+from ..encoding import Part, encode_prompt, encode_response, encode_text
+from ..fields import Fields
+from ..jsonl import loads
+from ..judging import judge_messages, pieces
+from ..media import load as load_media
+from ..prompts import Template
+from ..queries import Media, Query
+from .loading import Number, load_backbone
+from .packed import Step
+from .reward import Judged, RewardHead, RewardReader, require_dimensions
+from .rewardlosses import as_annotated
+from .saving import save_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .attention import Kernel
+
+HEAD, ENTRY = "reward_head", "reward_model"
+"""Where the head is in the safetensors, and what it is asked in the config."""
+Load = Callable[[Media, int], Part]
+"""From a medium to its picture, or to so many frames."""
+Speak = Callable[[PackedRows], Sequence[str]]
+"""Writes a critique of each response of a row in which it is asked for."""
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How a reward model is asked, the same in training and ever after.
+
+    Args:
+        template: The request to judge.
+        frames: Of a film.
+        dimensions: What its scores beside the reward are of.
+    """
+
+    template: Template
+    frames: int
+    dimensions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        pieces(self.template)
+        if type(self.frames) is not int or self.frames < 1:
+            raise ValueError(f"frames: expected a whole number of 1 or more, got {self.frames!r}")
+        require_dimensions(self.dimensions)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON."""
+        asked = {"name": self.template.name, "text": self.template.text, "digest": self.template.digest}
+        return {"template": asked, "frames": self.frames, "dimensions": list(self.dimensions)}
+
+    @classmethod
+    def of(cls, row: object) -> Judging:
+        """What `as_dict` told; a template that was changed since is refused."""
+        with Fields(row, ENTRY) as fields:
+            with Fields(fields.optional("template"), "template") as asked:
+                template = Template(asked.text("name"), asked.text("text"))
+                digest = asked.text("digest")
+                asked.refuse_rest()
+            found = cls(template, fields.integer("frames"), tuple(fields.items("dimensions")))
+            fields.refuse_rest()
+        if template.digest != digest:
+            raise ValueError(f"template: expected the words of the training, digest {digest}, got {template.digest}")
+        return found
+
+
+class Scored(NamedTuple):
+    """What a reward model says of one response."""
+
+    reward: float
+    critique: str
+    """Empty where it scored without one."""
+    dimensions: Mapping[str, float]
+    """On the annotators' scale from 1 to 5."""
+
+
+def save_reward_model(reader: RewardReader, processor: Any, judging: Judging, folder: Path, card: str) -> None:  # noqa: ANN401
+    """Write body, head, processor and card, whole or not at all; adapters are merged into the body.
+
+    The backbone has no adapters afterwards.
+    """
+    _require_same(reader.head.dimensions, judging)
+    whole = reader.backbone.whole
+    whole.add_module(HEAD, reader.head)
+    setattr(whole.config, ENTRY, judging.as_dict())
+    try:
+        save_folder(reader.backbone, processor, folder, card)
+    finally:
+        delattr(whole, HEAD)
+        delattr(whole.config, ENTRY)
+
+
+class RewardModel:
+    """A reward model as it is used.
+
+    Args:
+        reader: Body and head.
+        processor: The checkpoint's own.
+        judging: How it is asked.
+    """
+
+    def __init__(self, reader: RewardReader, processor: Any, judging: Judging) -> None:  # noqa: ANN401
+        _require_same(reader.head.dimensions, judging)
+        self.reader, self.processor, self.judging = reader.eval().requires_grad_(False), processor, judging
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        dtype: Number = "float32",
+        device: str | torch.device = "cpu",
+        step: Step = "auto",
+        chunk: int = 512,
+        kernel: Kernel = "auto",
+        rows_at_once: int | None = None,
+        revision: str | None = None,
+    ) -> RewardModel:
+        """Load body and head from a folder, or from a repository of the hub; neither pickles nor code are read."""
+        from transformers import AutoProcessor
+
+        folder = resolved(name_or_path, revision)
+        judging, head = _asked(folder), _head(folder, getattr(torch, dtype))
+        body = load_backbone(str(folder), dtype=dtype)
+        reader = RewardReader(body, head, step, chunk, kernel, rows_at_once).to(device)
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return cls(reader, processor, judging)
+
+    def rows(
+        self, query: Query, responses: Sequence[str], critiques: Sequence[str] = (), media: Path | Load | None = None
+    ) -> PackedRows:
+        """One row: what is asked about the query, then each response, and its critique where there is one.
+
+        `media` is the folder in which the query's media lie, or a function that loads them.
+        """
+        if not responses:
+            raise ValueError(f"query {query.id!r}: expected one or more responses, got none")
+        if critiques and len(critiques) != len(responses):
+            raise ValueError(
+                f"query {query.id!r}: expected a critique per response ('' for none), got {len(critiques)} for "
+                f"{len(responses)} responses"
+            )
+        messages, place = judge_messages(self.judging.template, query, responses[0], self._loader(query, media))
+        prompt = encode_prompt(self.processor, messages)
+        tokenizer, start = self.processor.tokenizer, prompt.text_starts[place]
+        tail = prompt.input_ids[start + len(encode_text(tokenizer, responses[0])) :]
+        told = [
+            Continuation(
+                torch.cat([encode_text(tokenizer, response), tail]),
+                encode_response(self.processor, critique) if critique else tail[:0],
+            )
+            for response, critique in zip(responses, critiques or [""] * len(responses), strict=True)
+        ]
+        per_token = {name: value[:start] for name, value in prompt.per_token.items()}
+        return pack([prompt.input_ids[:start]], [told], prompt.features, 0, [per_token])
+
+    def _loader(self, query: Query, media: Path | Load | None) -> Callable[[Media], Part]:
+        if media is None and query.media:
+            raise ValueError(
+                f"query {query.id!r}: expected a folder with its media, or a function that loads them, got none"
+            )
+        load: Any = partial(load_media, media) if isinstance(media, Path) else media
+        return lambda medium: load(medium, self.judging.frames)
+
+    def judged(self, rows: PackedRows) -> Judged:
+        """What the model says of the responses of packed rows, in their order; of given critiques the log-probs."""
+        with torch.inference_mode():
+            found: Judged = self.reader(move_data_to_device(rows, self.reader.head.out.weight.device))
+        return found
+
+    def score_given(
+        self, query: Query, responses: Sequence[str], critiques: Sequence[str] = (), media: Path | Load | None = None
+    ) -> Tensor:
+        """The reward of each response with the critique that is given, or without one, (responses,)."""
+        return self.judged(self.rows(query, responses, critiques, media)).rewards
+
+    def score(
+        self,
+        query: Query,
+        responses: Sequence[str],
+        *,
+        critique: Literal["generated", "given", "none"] = "none",
+        critiques: Sequence[str] = (),
+        speak: Speak | None = None,
+        media: Path | Load | None = None,
+    ) -> list[Scored]:
+        """Judge the responses to a query: with critiques that `speak` writes, with those that are given, or without."""
+        wanted = {"generated": (False, True), "given": (True, False), "none": (False, False)}
+        if wanted.get(critique) != (bool(critiques), speak is not None):
+            raise ValueError(
+                f"critique: expected generated with `speak` alone, given with `critiques` alone, or none with neither; "
+                f"got {critique!r} with {len(critiques)} critiques and {'a' if speak else 'no'} speak"
+            )
+        if speak is not None:
+            critiques = speak(self.rows(query, responses, media=media))
+        found = self.judged(self.rows(query, responses, critiques, media))
+        scores = as_annotated(found.dimensions).tolist()
+        texts = critiques or [""] * len(responses)
+        return [
+            Scored(reward, text, dict(zip(self.judging.dimensions, each, strict=True)))
+            for reward, text, each in zip(found.rewards.tolist(), texts, scores, strict=True)
+        ]
+
+
+def _asked(folder: Path) -> Judging:
+    """What the config says of how the model is asked."""
+    config: Any = loads((folder / "config.json").read_bytes())
+    if "auto_map" in config:
+        raise ValueError(f"{folder}: expected classes of transformers, got code of its own (auto_map); convert it")
+    if ENTRY not in config:
+        raise ValueError(
+            f"{folder / 'config.json'}: expected {ENTRY}, which says how a reward model is asked, found none; it is no "
+            "reward model, or was saved by something else: convert it"
+        )
+    try:
+        return Judging.of(config[ENTRY])
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+
+
+def _head(folder: Path, dtype: torch.dtype) -> RewardHead:
+    """The head in the safetensors of a folder."""
+    from safetensors import safe_open
+
+    require_safetensors(folder)
+    found: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as tensors:
+            found |= {name: tensors.get_tensor(name) for name in tensors.keys() if name.startswith(f"{HEAD}.")}  # noqa: SIM118
+    named = {name.removeprefix(f"{HEAD}."): tensor for name, tensor in found.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
+    width, outputs = shapes.get("dense.bias", (0,))[0], shapes.get("out.bias", (0,))[0]
+    wanted = {"dense.weight": (width, width), "dense.bias": (width,), "out.weight": (outputs, width)}
+    if not width or not outputs or shapes != wanted | {"out.bias": (outputs,)}:
+        raise ValueError(
+            f"{folder}: expected a reward head ({HEAD}.dense and {HEAD}.out, weight and bias) in its safetensors, got "
+            f"{shapes or 'none'}; without its own head a reward model gives numbers by chance: save it again"
+        )
+    if not all(tensor.isfinite().all() for tensor in named.values()):
+        raise ValueError(f"{folder}: expected a reward head of finite numbers, got others; train it again")
+    head = RewardHead(width, outputs - 1, dtype)
+    head.load_state_dict(named)
+    return head
+
+
+def _require_same(dimensions: int, judging: Judging) -> None:
+    if dimensions != len(judging.dimensions):
+        raise ValueError(
+            f"reward head: expected a score for each of {list(judging.dimensions)} beside the reward, got {dimensions}"
+        )
