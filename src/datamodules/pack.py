@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from .. import jsonl
 from ..clip import DEFAULT_MODEL, ClipEncoder
+from ..excluded import Exclusions, Mark
 from ..fingerprint import of_file, of_value
 from ..ledger import Ledger
 from ..media import digest
@@ -21,7 +22,7 @@ from ..records import RankedQuery
 from ..settings import alone, claim, differing
 from .manifest import NAME, Manifest, finish
 from .parts import Limits, Part, PartWriter, finished_parts, remove_records
-from .payload import Features, Making, Payload, add_features, make_all
+from .payload import Features, Making, Payload, Reject, add_features, make_all
 from .splits import SPLITS, Belongs, assign
 from .tally import Tally
 
@@ -42,6 +43,7 @@ def pack(
     megabytes_per_shard: int = 256,
     val: float = 0.02,
     test: float = 0.02,
+    exclude: Path | None = None,
     clip: Path | None = None,
     clip_model: str = DEFAULT_MODEL,
     processes: int | None = None,
@@ -62,6 +64,7 @@ def pack(
         megabytes_per_shard: A shard is closed as soon as it has that size.
         val: Part of the queries without a split that is kept for validation.
         test: Part of the queries without a split that is kept for tests.
+        exclude: Queries that must stay out, with all that shares a picture (`mmrlhf data make-rewardbench`).
         clip: Weights of a CLIP model; its features of each picture and each film's first frame are then kept too.
         clip_model: The architecture of these weights, as open_clip names it.
         processes: How many processes read media; default: one per core.
@@ -76,18 +79,20 @@ def pack(
     processes = processes_of(processes)
     _require_positive(limits)
     settings = limits | {"val": val, "test": test, "ranked": _digest_of(ranked)}
+    settings |= {"exclude": None if exclude is None else of_file(exclude)}
     settings |= {"clip": None if clip is None else f"{clip_model} {of_file(clip)}"}
     if _is_there(out, settings):
         return
     encoder = None if clip is None else ClipEncoder(clip, clip_model)
-    plan = _plan(ranked, media, val, test, processes)
+    kept_out = None if exclude is None else Exclusions.read(exclude)
+    plan = _plan(ranked, media, val, test, kept_out, processes)
     with alone(out):
         settings["media"] = plan.media_digest
         claim(out, MARKER, settings, "shards")
         full = Limits(queries_per_shard, megabytes_per_shard * 2**20)
         making = Making(media, num_frames, max_side)
         parts = _pack_splits(plan, ranked, out, making, full, encoder, processes)
-        _finish(out, parts, settings, len(plan.splits), max_skipped)
+        _finish(out, parts, settings, plan, max_skipped)
         remove_records(out)
 
 
@@ -117,13 +122,14 @@ def _is_there(out: Path, settings: Mapping[str, Any]) -> bool:
 class _Plan(NamedTuple):
     """What is known before anything is packed."""
 
-    splits: list[Split]
-    """Of each query, in the order of the file."""
+    splits: list[Split | None]
+    """Of each query, in the order of the file; None where it is excluded."""
+    excluded: list[Reject]
     media_digest: str
     """Of all media: a changed picture is another data set."""
 
 
-def _plan(ranked: Path, root: Path, val: float, test: float, processes: int) -> _Plan:
+def _plan(ranked: Path, root: Path, val: float, test: float, kept_out: Exclusions | None, processes: int) -> _Plan:
     """Read all queries and hash all media once, to know who is tied to whom."""
     if not root.is_dir():
         raise ValueError(f"media: expected a folder, got {root}")
@@ -137,11 +143,28 @@ def _plan(ranked: Path, root: Path, val: float, test: float, processes: int) -> 
             medium.path: digest
             for medium, digest in track(zip(media, hashes, strict=True), "hashing media", total=len(media))
         }
+    excluded = {} if kept_out is None else _excluded(ranked, kept_out, digests)
     belongs = [
         Belongs(name, (*([f"group {group}"] if group else []), *(digests[medium.path] for medium in of_query)), split)
         for name, group, of_query, split in found
+        if name not in excluded
     ]
-    return _Plan(assign(belongs, val, test), of_value(digests))
+    if not belongs:
+        raise ValueError(f"{ranked}: expected queries that are not excluded, got {len(excluded)} that all are")
+    assigned = iter(assign(belongs, val, test))
+    splits = [None if name in excluded else next(assigned) for name, *_ in found]
+    return _Plan(splits, list(excluded.values()), of_value(digests))
+
+
+def _excluded(ranked: Path, kept_out: Exclusions, digests: Mapping[str, str]) -> dict[str, Reject]:
+    """The queries that must stay out, by their ids."""
+    found = {}
+    for row in _rows(ranked):
+        reason = kept_out.reason(Mark.of(row.query, lambda medium: digests[medium.path].removeprefix("media ")))
+        if reason:
+            told = f"query {row.query.id!r}: its {reason} is in the file of exclusions"
+            found[row.query.id] = Reject(row.query.id, "excluded", told)
+    return found
 
 
 def _rows(ranked: Path) -> Iterator[RankedQuery]:
@@ -187,7 +210,7 @@ def _pack_splits(
 
 
 def _chunks(
-    ranked: Path, splits: Sequence[Split], split: Split, first: int
+    ranked: Path, splits: Sequence[Split | None], split: Split, first: int
 ) -> Iterator[list[tuple[RankedQuery, Split]]]:
     """The queries of one split from a number on, in the order of the file, some at a time."""
     of_split = ((row, split) for row, where in zip(_rows(ranked), splits, strict=True) if where == split)
@@ -197,17 +220,22 @@ def _chunks(
 
 
 def _finish(
-    out: Path, parts: Mapping[Split, Sequence[Part]], settings: Mapping[str, Any], queries: int, max_skipped: float
+    out: Path, parts: Mapping[Split, Sequence[Part]], settings: Mapping[str, Any], plan: _Plan, max_skipped: float
 ) -> None:
     """Balance the account, write what was left out, and then the manifest."""
     every = [part for of_split in parts.values() for part in of_split]
     ledger = Ledger("pack")
     for part in every:
         ledger.merge(part.ledger)
-    jsonl.write(out / "rejects.jsonl", (reject._asdict() for part in every for reject in part.rejects))
+    rejects = [*(reject for part in every for reject in part.rejects), *plan.excluded]
+    jsonl.write(out / "rejects.jsonl", (reject._asdict() for reject in rejects))
+    ledger.check(max_skipped)  # without what was asked to stay out
+    ledger.took(len(plan.excluded))
+    for reject in plan.excluded:
+        ledger.skip(reject.reason, reject.id)
     log.info("%s", ledger)
-    ledger.check(max_skipped)
-    assert ledger.taken == queries, (ledger.taken, queries)
+    ledger.check()
+    assert ledger.taken == len(plan.splits), (ledger.taken, len(plan.splits))
     counts: dict[str, dict[str, Any]] = {}
     for split, of_split in parts.items():
         tally = Tally()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import jsonl
+from ..excluded import Exclusions, Mark
 from ..fingerprint import of_file, of_value
 from ..ledger import Ledger
+from ..media import digest
 from ..queries import Category, Query, Split
 from ..records import RankedQuery
 from ..settings import alone, claim
-from .excluded import Exclusions, Mark
 from .rewardbench import CATEGORIES, BenchError, category_of
 
 log = logging.getLogger(__name__)
@@ -107,7 +109,7 @@ def draw(
         for record in sorted(records, key=lambda one: of_value([seed, one.query.id])):
             if len(drawn) == wanted:
                 break
-            mark = Mark.of(record.query, media)
+            mark = Mark.of(record.query, None if media is None else partial(digest, media))
             if not Exclusions([one.mark for one in drawn]).reason(mark):
                 drawn.append(Drawn(category, record, mark))
     return drawn

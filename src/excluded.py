@@ -6,15 +6,17 @@ call the same question otherwise, and another question the same.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import jsonl
-from ..fields import Fields, RecordError
-from ..fingerprint import of_text, of_value
-from ..media import digest
-from ..queries import Query
+from . import jsonl
+from .fields import Fields, RecordError
+from .fingerprint import of_text, of_value
+from .media import digest
+from .queries import Media, Query
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +33,13 @@ class Mark:
     """Hash of the source and its group; empty where it has none."""
 
     @classmethod
-    def of(cls, query: Query, root: Path | None = None) -> Mark:
-        """The mark of a query, with hashes of its media if `root` is the folder in which they lie."""
+    def of(cls, query: Query, hashed: Callable[[Media], str] | None = None) -> Mark:
+        """The mark of a query, with hashes of its media where there is a function that makes them."""
         said = [query.system, *(turn.text for turn in query.history), query.prompt]
         return cls(
             of_value([of_text(text) for text in said]),
             tuple(sorted(of_text(medium.path) for medium in query.media)),
-            () if root is None else tuple(sorted(digest(root, medium) for medium in query.media)),
+            () if hashed is None else tuple(sorted(map(hashed, query.media))),
             of_value([query.source, query.group]) if query.group else "",
         )
 
@@ -97,4 +99,4 @@ class Exclusions:
 
 def is_excluded(query: Query, exclusions: Exclusions, root: Path | None = None) -> bool:
     """Whether a query, its group or one of its media is part of the benchmark; `root` is the folder of the media."""
-    return bool(exclusions.reason(Mark.of(query, root)))
+    return bool(exclusions.reason(Mark.of(query, None if root is None else partial(digest, root))))
