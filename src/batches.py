@@ -53,6 +53,7 @@ class PackedQueries(NamedTuple):
     reference_logps: Tensor  # (responses,): summed over the supervised tokens; not a number where there is none
     ranks: Tensor  # (responses,): as annotated, without gaps, 1 for the best
     annotated: Tensor  # (responses,): the mean of the annotated scores, 1 to 5; not a number where there is none
+    scores: Tensor  # (responses, 3): the annotated scores in the order of DIMENSIONS; not a number where there is none
     categories: tuple[str, ...]  # (queries,): empty where there is none
     ids: tuple[str, ...]  # (queries,): empty for a row that only fills up an evaluation batch, in which nothing counts
 

@@ -37,6 +37,8 @@ VERBS = {
     "score": "mmrlhf.score:score",
     "features": "mmrlhf.features:features",
     "train-dpo": "mmrlhf.train:train_dpo",
+    "train-reward": "mmrlhf.train:train_reward",
+    "convert-reward": "mmrlhf.convert:convert_reward",
     "evaluate rewardbench": "mmrlhf.evaluation.grading:evaluate_rewardbench",
     "env": "mmrlhf.cli:env",
 }

@@ -29,6 +29,42 @@ class PairReport(NamedTuple):
     """The largest β that a margin can give at this step; infinite where there is none."""
 
 
+class RewardTerms(NamedTuple):
+    """What a reward model is asked: losses of single things, each (things,), or a mean of each kind, each ()."""
+
+    critique: Tensor
+    ranking: Tensor
+    tie: Tensor
+    centre: Tensor
+    dimension: Tensor
+
+
+class RewardReport(NamedTuple):
+    """What a reward model said in one micro-batch, without gradient."""
+
+    margin: Tensor
+    """By how much the winner's reward is above the loser's, (pairs,)."""
+    correct: Tensor
+    """Whether it is above at all, (pairs,); equal rewards are wrong."""
+    chosen: Tensor
+    """Rewards, (pairs,)."""
+    rejected: Tensor
+    rank_gap: Tensor
+    """By how many ranks the annotator put the winner before the loser, (pairs,)."""
+    categories: tuple[str, ...]
+    """Of the query of each pair."""
+    ids: tuple[str, ...]
+    """Of the query of each pair."""
+    terms: RewardTerms
+    """The losses of all pairs, ties, critiques and annotated scores."""
+    tie_distance: Tensor
+    """How far the rewards of equally good responses are apart, (ties,)."""
+    rewards: Tensor
+    """Of all responses but those that only fill up a batch, (responses,)."""
+    critique_tokens: Tensor
+    """Of the critiques whose losses are in `terms`, (critiques,)."""
+
+
 class Work(NamedTuple):
     """What one micro-batch cost."""
 

@@ -1,13 +1,24 @@
-"""Where a training goes, and what makes it this one and no other."""
+"""A training's settings: how they are read, where it goes, and what makes it this one and no other."""
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
+
+import lightning
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from .jsonl import loads
-from .settings import write_json
+from .options import ConfigFile, ExplainingParser, guard_configs
+from .parallel import is_rank_zero
+from .settings import alone, claim, write_json
+
+log = logging.getLogger(__name__)
+MODEL, CHECKPOINTS, FIGURES, CONFIG, DATA = "model", "checkpoints", "figures", "config.yaml", "data.json"
 
 _FREE = {"shards", "scores", "processor", "workers", "cache", "micro_batch", "resume_inexact"}
 """Of the data, what may change from one start to the next: where the files lie (their contents are checked when the
@@ -29,26 +40,113 @@ class Run:
         experiment: Under which name.
         name: Of the run; default: of its folder.
         save_every: Optimizer steps between checkpoints.
-        any_reference: Accept log-probs of another reference than the checkpoint that is trained.
     """
 
     out: Path
     seed: int = 0
     tracking: str | None = "sqlite:///mlflow.db"
-    experiment: str = "mm-dpo"
+    experiment: str = "mmrlhf"
     name: str | None = None
     save_every: int = 50
-    any_reference: bool = False
+
+
+class TrainParser(ExplainingParser, LightningArgumentParser):
+    """Lightning's parser with the errors of the other verbs."""
+
+
+class TrainCLI(LightningCLI):
+    """A module and its data from a config and dotted overrides; nothing is read and nothing begins yet."""
+
+    verb: ClassVar[str]
+    run_class: ClassVar[type[Run]] = Run
+
+    def __init__(
+        self,
+        module: type[lightning.LightningModule],
+        data: type[lightning.LightningDataModule],
+        argv: Sequence[str],
+        about: str,
+    ) -> None:
+        guard_configs()
+        _hush()
+        super().__init__(
+            module,
+            data,
+            args=list(argv),
+            run=False,
+            save_config_callback=None,
+            seed_everything_default=False,
+            parser_class=TrainParser,
+            parser_kwargs={"parser_mode": "omegaconf+", "prog": f"mmrlhf {self.verb}", "description": about},
+            trainer_defaults={"gradient_clip_val": 1.0, "log_every_n_steps": 10},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def init_parser(self, **options: Any) -> LightningArgumentParser:  # noqa: ANN401 - Lightning's
+        """Lightning's, with `--config` files whose errors name the file."""
+        parser = self.parser_class(**options)
+        parser.add_argument(
+            "-c", "--config", action=ConfigFile, help="YAML with values; repeatable, the later one wins."
+        )
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What is neither module nor data; and what follows from other values."""
+        parser.add_class_arguments(self.run_class, "run")
+        parser.link_arguments(("model.backbone.path", "model.backbone.revision"), "data.processor", compute_fn=_named)
+        parser.link_arguments("run.seed", "data.seed")
+        parser.link_arguments("model.needs", "data.needs", apply_on="instantiate")
+
+    def instantiate_trainer(self, **options: Any) -> lightning.Trainer:  # noqa: ANN401
+        """The trainer comes with the run, once the data are known."""
+        return None  # type: ignore[return-value]  # Lightning keeps it in an attribute and does nothing with it
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All values as plain ones, as they stand in a file."""
+        told: dict[str, Any] = loads(self.dumped("json").encode())
+        return told
+
+    def dumped(self, form: Literal["json", "yaml"]) -> str:
+        """The same as the text of a file."""
+        text: str = self.parser.dump(self.config, skip_none=False, skip_link_targets=False, format=form)
+        return text
+
+
+def _named(path: str, revision: str | None) -> str:
+    """A checkpoint with its revision as one word."""
+    return f"{path}@{revision}" if revision else path
+
+
+def once(cli: TrainCLI, run: Run, digest: Callable[[], str], train: Callable[[], None]) -> None:
+    """Train, unless that is done already; another training in the same folder, or other data, are refused.
+
+    `digest` stands for the data. The first rank finds out what others cannot, and the launcher ends them with it.
+    """
+    if not is_rank_zero():
+        if not (run.out / MODEL).exists():
+            train()
+        return
+    with alone(run.out):
+        claim(run.out, "run.json", identity(cli.settings), "a training")
+        require_same_data(run.out / DATA, digest())
+        if (run.out / MODEL).exists():
+            log.info("%s: trained already", run.out / MODEL)
+            return
+        (run.out / CONFIG).write_text(cli.dumped("yaml"), encoding="utf-8")
+        train()
 
 
 def identity(settings: dict[str, Any]) -> dict[str, Any]:
     """What makes a training this one: another start may not change it."""
     data = {name: value for name, value in settings["data"].items() if name not in _FREE}
     bounds = {name: settings["trainer"][name] for name in _TRAINED_WITH}
-    if str(settings["model"]["beta"].get("class_path")).endswith("ImplicitBeta"):
+    if str(settings["model"].get("beta", {}).get("class_path")).endswith("ImplicitBeta"):
         data["micro_batch"] = settings["data"]["micro_batch"]  # whose pairs are its batch
-    told = {"model": _without_features(settings["model"]), "data": data, "beta_schedule": settings["beta_schedule"]}
-    return told | bounds | {"seed": settings["run"]["seed"]}
+    told = {"model": _without_features(settings["model"]), "data": data}
+    schedule = {name: settings[name] for name in ("beta_schedule",) if name in settings}
+    return told | schedule | bounds | {"seed": settings["run"]["seed"]}
 
 
 def _without_features(model: dict[str, Any]) -> dict[str, Any]:
@@ -65,3 +163,11 @@ def require_same_data(record: Path, digest: str) -> None:
             f"{record}: expected the data that the run began with, got others ({digest:.8}.. instead of {there}): "
             "shards, scores or the processor have changed; give another --run.out"
         )
+
+
+def _hush() -> None:
+    """Leave out the advice that Lightning gives to everybody."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings(
+        "ignore", message=".*(many workers|isinstance.treespec|logging interval|in eval mode|LightningCLI's args).*"
+    )

@@ -22,7 +22,7 @@ from mmrlhf.options import read_options
 
 ROOT = Path(__file__).parents[1]
 SOURCE = {str(path.relative_to(ROOT / "src")): path.read_text() for path in sorted((ROOT / "src").rglob("*.py"))}
-DOORS = {"features", "train", "score", "serve"}
+DOORS = {"convert", "features", "train", "score", "serve"}
 ROOF = {"cli", "__main__"}
 LINES_OF_A_FILE = 300
 LINES_OF_A_FUNCTION = 40
@@ -248,7 +248,7 @@ def test_no_file_points_out_of_the_repository():
 # The file of a verb of two words has a dash between them. A trainer's options are those of several classes: its
 # configs are in a folder of their own, and tests/test_train.py reads them. ---------------------------------
 
-TRAINERS = {"train-dpo": "dpo"}
+TRAINERS = {"train-dpo": "dpo", "train-reward": "reward"}
 CONFIGS = sorted(
     str(path.relative_to(ROOT / "configs"))
     for path in (ROOT / "configs").rglob("*.yaml")

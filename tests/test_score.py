@@ -22,6 +22,7 @@ from mmrlhf.datamodules.reading import Reading
 from mmrlhf.datamodules.rows import Answers
 from mmrlhf.datamodules.scoring import planned, readable
 from mmrlhf.fingerprint import Fingerprint, of_text
+from mmrlhf.modules import opinions
 from mmrlhf.modules.loading import load_backbone
 from mmrlhf.modules.scorer import ResponseScorer
 from mmrlhf.provenance import model_digest, processor_digest
@@ -236,11 +237,11 @@ def test_batches_hold_every_query_once_within_their_budget_the_longest_first(sha
 
 
 def test_no_memory_names_the_batch_and_the_cure(shards, reference, tmp_path, monkeypatch):
-    def full(scorer, rows):
+    def full(scorer, step, rows):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ResponseScorer, "forward", full)
+        patch.setattr(ResponseScorer, "by", full)
         with pytest.raises(ValueError, match=r"batch_tokens: no memory for a batch of \d"):
             written(shards, tmp_path, reference)
     assert written(shards, tmp_path, reference, batch_tokens=200).exists(), "continued with smaller batches"
@@ -272,7 +273,7 @@ def die_at(target, name, call, after, arguments):
         (door, "readable", 2, True),
         (door, "claim", 1, False),
         (door, "claim", 1, True),
-        (door, "load_backbone", 1, True),
+        (opinions, "load_backbone", 1, True),
         (jsonl.Journal, "append", 1, False),
         (jsonl.Journal, "append", 5, True),
         (jsonl.Journal, "append", 9, True),
@@ -292,7 +293,7 @@ def test_killed_anywhere_and_continued_the_file_has_the_same_bytes(
     done = tmp_path / "scores.jsonl.unfinished/journal.jsonl"
     kept = list(jsonl.read(done)) if done.exists() else []
     computed = []
-    monkeypatch.setattr(door, "_logps", lambda *args, found=door._logps: computed.append(1) or found(*args))
+    monkeypatch.setattr(door, "_said", lambda *args, found=door._said: computed.append(1) or found(*args))
     out = written(shards, tmp_path, reference, batch_tokens=1)
     assert out.read_bytes() == whole.read_bytes()
     assert Fingerprint.read(out) == Fingerprint.read(whole)
@@ -370,7 +371,7 @@ def other_weights(reference, folder):
 def test_a_finished_file_is_left_alone_and_no_weights_are_loaded(whole, shards, reference, tmp_path, monkeypatch):
     out = finished(whole, tmp_path)
     before = out.stat().st_mtime_ns
-    monkeypatch.setattr(door, "load_backbone", lambda *_, **__: pytest.fail("nothing is left to compute"))
+    monkeypatch.setattr(opinions, "load_backbone", lambda *_, **__: pytest.fail("nothing is left to compute"))
     written(shards, tmp_path, reference)
     assert out.stat().st_mtime_ns == before
     assert {path.name for path in tmp_path.iterdir()} == {"scores.jsonl", "scores.jsonl.fingerprint.json"}
@@ -429,8 +430,8 @@ def test_only_the_splits_that_are_asked_for_are_scored(whole, shards, reference,
 
 
 def test_what_cannot_be_is_refused_before_weights_are_read(shards, reference, tmp_path, monkeypatch):
-    for name in ("load_backbone", "model_digest"):
-        monkeypatch.setattr(door, name, lambda *_, **__: pytest.fail("no weights are to be read"))
+    for room, name in ((opinions, "load_backbone"), (door, "model_digest")):
+        monkeypatch.setattr(room, name, lambda *_, **__: pytest.fail("no weights are to be read"))
     unknown, bare, unpadded = (shutil.copytree(reference, tmp_path / name) for name in ("unknown", "bare", "unpadded"))
     (unknown / "config.json").write_text('{"model_type": "bert"}')
     for path in bare.glob("*processor*"):

@@ -240,11 +240,10 @@ def test_log_probs_of_another_reference_are_refused_unless_they_are_wanted(home,
 
 
 def test_every_config_of_a_trainer_parses_and_says_the_papers_numbers():
-    from mmrlhf.modules.mmdpo import MMDPOModule
-    from mmrlhf.train import TrainCLI
+    from mmrlhf.train import AlignCLI
 
     for name in ("llava_ov_7b", "llava_ov_0_5b", "qwen2_5_vl_7b", "internvl2_1b", "world"):
-        made = TrainCLI(MMDPOModule, ["--config", f"configs/dpo/{name}.yaml"])
+        made = AlignCLI(["--config", f"configs/dpo/{name}.yaml"])
         beta, freeze = made.model.beta, made.model.config.freeze
         assert (beta.beta0, beta.w, beta.k) == (0.1, 0.5, 0.5)
         assert (freeze.vision, freeze.projector, freeze.language) == (True, False, False)

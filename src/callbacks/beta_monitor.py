@@ -18,21 +18,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.loggers import MLFlowLogger
 from numpy.typing import NDArray
 
 from ..reports import PairReport
-from .compute import LogInterval, gathered, log_every, log_now
 from .figures import Spread, draw_betas
+from .monitor import Monitor
 
 if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
+    from matplotlib.figure import Figure
 
 Floats = NDArray[np.float64]
 
@@ -128,7 +125,7 @@ class Tally:
         if not (reports := [report for report in reports if len(report.beta)]):
             return
         table = np.concatenate([columns_of(report) for report in reports], axis=1)
-        categories = [_metric_part(name) for report in reports for name in report.categories]
+        categories = [metric_part(name) for report in reports for name in report.categories]
         rank_gaps = [gap for report in reports for gap in report.rank_gap.tolist()]
         self._add_group(_ALL, moments_of(table))
         for labels in (categories, rank_gaps):
@@ -184,112 +181,32 @@ def _metrics_of(moments: Moments, everything: bool) -> dict[str, float]:
     return found | {column: moments.of(column)["mean"] for column in plain if moments.of(column)}
 
 
-def _metric_part(category: str) -> str:
+def metric_part(category: str) -> str:
     """A category as a part of a metric's name, in which MLflow allows few signs.
 
-    >>> _metric_part("Chart/OCR (hard)")
+    >>> metric_part("Chart/OCR (hard)")
     'Chart_OCR _hard_'
     """
     return re.sub(r"[^\w\- ]", "_", category)
 
 
-class BetaMonitor(Callback):
-    """Log what beta does, per log interval in training, and with a figure per validation; over all ranks.
+class BetaMonitor(Monitor[PairReport, Tally]):
+    """Log what beta does, per log interval in training, and with a figure per validation; over all ranks."""
 
-    The figure is an artifact of an MLFlowLogger, and a PNG in `folder` where one is given.
-    """
+    told, figure_name, tally = "pairs", "beta", Tally
 
-    def __init__(self, folder: str | Path | None = None) -> None:
-        """Write figures to `folder` too."""
-        self.folder = None if folder is None else Path(folder)
-        self._interval = LogInterval()
-        # Reports wait as they are, so that no GPU has to be waited for at every step.
-        self._trained: list[PairReport] = []
-        self._validated: list[PairReport] = []
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin an interval."""
-        self._interval.start(trainer)
-        self._trained = []
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401  # Lightning's
-        batch: object,
-        batch_idx: int,
-    ) -> None:
-        """Take a report, and log those of the interval where it ends."""
-        if log_every(trainer):
-            self._trained.append(outputs["pairs"])
-        if self._interval.due(trainer):
-            self._log_trained(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what is left."""
-        if log_every(trainer) and self._interval.unfinished(trainer):
-            self._log_trained(trainer)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin with nothing."""
-        self._validated = []
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401  # Lightning's
-        batch: object,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Take a report."""
-        if not trainer.sanity_checking:
-            self._validated.append(outputs["pairs"])
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the metrics, so that checkpoints can be chosen by them, and the figure."""
-        if trainer.sanity_checking:
-            return
-        tally = _tally_of_all(self._validated)
-        self._validated = []
-        # Equal on all ranks already; told otherwise, Lightning advises to make them so.
-        pl_module.log_dict(cast("Any", tally.metrics("val")), on_epoch=True, sync_dist=True, batch_size=1)
-        if trainer.is_global_zero and tally.bounds:
-            self._draw(trainer, tally, tally.bounds)
-
-    def _log_trained(self, trainer: Trainer) -> None:
-        reports, self._trained = self._trained, []
-        log_now(trainer, _tally_of_all(reports).metrics("train"))
-
-    def _draw(self, trainer: Trainer, tally: Tally, bounds: tuple[float, float]) -> None:
-        stores = [logger for logger in trainer.loggers if isinstance(logger, MLFlowLogger)]
-        if not stores and self.folder is None:
-            return
+    def draw(self, tally: Tally, title: str) -> Figure | None:
+        """Draw margins and betas; nothing where there was no pair."""
+        if tally.bounds is None:
+            return None
         margins, betas = zip(*tally.cells, strict=True)
-        figure = draw_betas(
+        return draw_betas(
             np.array(margins, dtype=np.float64),
             np.array(betas),
             np.array(list(tally.cells.values())),
-            beta0=bounds[0],
-            cap=bounds[1],
+            beta0=tally.bounds[0],
+            cap=tally.bounds[1],
             categories=tally.spreads(str),
             rank_gaps=tally.spreads(int),
-            title=f"Validation at step {trainer.global_step:,}",
+            title=title,
         )
-        name = f"beta-{trainer.global_step:08d}.png"
-        for store in stores:
-            store.experiment.log_figure(store.run_id, figure, f"figures/{name}")
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            figure.savefig(self.folder / name, dpi=150)
-
-
-def _tally_of_all(mine: list[PairReport]) -> Tally:
-    """The tally of all ranks' reports. All ranks must call it, also those without a pair."""
-    own, total = Tally(), Tally()
-    own.add(mine)
-    for tally in gathered(own):
-        total.merge(tally)
-    return total

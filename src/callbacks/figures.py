@@ -32,6 +32,76 @@ class Spread(NamedTuple):
     std_beta: float
 
 
+class Ranked(NamedTuple):
+    """How well a group of pairs is ranked by its rewards."""
+
+    pairs: int
+    mean_margin: float
+    std_margin: float
+    accuracy: float
+
+
+def draw_rewards(
+    margins: Numbers,
+    gaps: Numbers,
+    counts: Numbers,
+    *,
+    accuracy: float,
+    rank_gaps: Mapping[str, Ranked],
+    categories: Mapping[str, Ranked],
+    title: str,
+) -> Figure:
+    """Three panels: margins of rewards, margins by rank gap, and accuracy by category.
+
+    `counts` says how many pairs have a margin and a rank gap.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.2), layout="constrained", facecolor="white")
+    figure.suptitle(f"{title}: {int(counts.sum()):,} pairs, {accuracy:.1%} right", fontsize=13, color=INK)
+    left, middle, right = figure.subplots(1, 3)
+    known = np.isfinite(margins)
+    _margins(left, margins[known], counts[known])
+    _by_gap(middle, margins[known], gaps[known], counts[known], rank_gaps)
+    _accuracies(right, categories, accuracy)
+    return figure
+
+
+def _by_gap(axes: Any, margins: Numbers, gaps: Numbers, counts: Numbers, groups: Mapping[str, Ranked]) -> None:  # noqa: ANN401
+    """Every margin as a line beside its rank gap, and the mean of each gap with the deviation."""
+    across, up = "ranks between the two, and right pairs", "δ; mean ± standard deviation"
+    _finish(axes, "margin by ranks between the two", across, up)
+    places = np.array([int(name) for name in groups])
+    means = np.array([each.mean_margin for each in groups.values()])
+    spans = np.array([each.std_margin for each in groups.values()])
+    width = 0.06 + 0.24 * counts / max(int(counts.max(initial=1)), 1)
+    look = {"linewidth": 1.0, "alpha": 0.35, "rasterized": True}
+    axes.hlines(margins, gaps - width, gaps + width, colors=np.where(margins <= 0, RED, BLUE), **look)
+    axes.errorbar(places, means, yerr=spans, fmt="o", color=INK, capsize=4, markersize=6)
+    axes.axhline(0, color=SOFT, linewidth=1.0, linestyle=":")
+    axes.set_xticks(places, [f"{name}\n{each.accuracy:.0%} of {each.pairs:,}" for name, each in groups.items()])
+    axes.set_xlim(places.min() - 0.6, places.max() + 0.6)
+
+
+def _accuracies(axes: Any, groups: Mapping[str, Ranked], accuracy: float) -> None:  # noqa: ANN401
+    """The share of right pairs per category; of many those with most pairs."""
+    shown = set(sorted(groups, key=lambda name: -groups[name].pairs)[:_ROWS])
+    names = [name for name in groups if name in shown][::-1]
+    more = f" (of {len(groups)} those with most pairs)" if len(groups) > _ROWS else ""
+    _finish(axes, f"right pairs by category{more}", "share of pairs with δ > 0", "")
+    if not names:
+        _say(axes, "none is told")
+        return
+    rows = np.arange(len(names))
+    axes.barh(rows, [groups[name].accuracy for name in names], height=0.6, color=GREEN)
+    axes.set_yticks(rows, [_label(name, groups[name]) for name in names])
+    axes.set_ylim(-0.6, max(len(names), 4) - 0.4)
+    axes.set_xlim(0, 1)
+    axes.axvline(accuracy, color=INK, linewidth=1.2, linestyle="--", label=f"all: {accuracy:.1%}")
+    axes.axvline(0.5, color=SOFT, linewidth=1.0, linestyle=":", label="by chance")
+    axes.figure.legend(*axes.get_legend_handles_labels(), **_LEGEND, loc="outside lower right", ncols=2)
+
+
 def draw_betas(
     margins: Numbers,
     betas: Numbers,
@@ -139,7 +209,7 @@ def _groups(axes: Any, groups: Mapping[str, Spread], beta0: float, cap: float, t
             axes.annotate(told, (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=INK)
 
 
-def _label(name: str, group: Spread) -> str:
+def _label(name: str, group: Spread | Ranked) -> str:
     """A name that leaves room for the panel, and the number of pairs."""
     short = name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…"
     return f"{short} ({group.pairs:,})"

@@ -13,6 +13,7 @@ import os
 import shutil
 import struct
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from ..fields import reason_of
 from ..fingerprint import ID_DIGITS, of_file, of_value
 from ..ledger import Ledger
 from ..progress import track
+from ..records import DIMENSIONS
 from ..settings import write_json
 from .indexing import ranked_of
 from .reader import Sample, Shards
@@ -39,8 +41,9 @@ _ROW = struct.Struct("<IIQI")
 _ROW_TYPE = np.dtype([("sample", "<u4"), ("tokens", "<u4"), ("first", "<u8"), ("responses", "<u4")])
 _VALUES = struct.Struct("<dd")
 _BATCH = 16
+_PAIRS, _TIES, _SUPERVISED = "pairs", "ties", "supervised"
 _RECORD, REJECTS = "plan.json", "rejects.jsonl"
-_FORMAT = 2
+_FORMAT = 3
 """Of the files of an admission: what was written in another is made again."""
 assert _ROW.size == _ROW_TYPE.itemsize
 
@@ -60,8 +63,8 @@ class _Judged(NamedTuple):
     sample: int
     id: str
     tokens: int
-    pairs: int
-    ties: int
+    asks: Counter[str]
+    """How much of each kind it asks of a model: see `_asked`."""
     scores: list[tuple[float, float]]
     mended: dict[str, int]
     dropped: list[int]
@@ -79,7 +82,13 @@ class Admission:
         self.n: int = record["samples"]
         self.digest: str = record["digest"]
         """What stands for the samples that are used, their rows and their scores."""
-        self.mean_pairs: float = record["mean_pairs"]
+        means: dict[str, float] = record["means"]
+        """Of what a query asks of a model."""
+        self.mean_pairs, self.mean_ties = means[_PAIRS], means[_TIES]
+        self.mean_supervised = means[_SUPERVISED]
+        """Of responses of which something is learned: all answers, and those that have a critique."""
+        self.mean_scores = {name: means[name] for name in DIMENSIONS}
+        """Of annotated scores by dimension."""
         self.ledger = Ledger.from_dict(record["ledger"])
         """Of the queries."""
         self.said = Ledger.from_dict(record["said"])
@@ -183,7 +192,7 @@ class _Judging(Dataset[_Judged]):
             name = sample.ranked.query.id
             row, mended = self.terms.apply(self.encode(sample))
         except ValueError as error:
-            return _Judged(index, name, 0, 0, 0, [], {}, [], reason_of(error), str(error))
+            return _Judged(index, name, 0, Counter(), [], {}, [], reason_of(error), str(error))
         known = (
             self.scores.of(sample.ranked)
             if self.scores
@@ -191,9 +200,16 @@ class _Judging(Dataset[_Judged]):
         )
         assert known is not None, name  # it was there a moment ago
         kept = [(known[place].reward, known[place].reference_logp) for place in row.places]
-        pairs, ties = len(row.ranked.pairs(self.terms.pairs)), len(row.ranked.ties())
         dropped = sorted(set(range(len(known))) - set(row.places))
-        return _Judged(index, name, row.tokens, pairs, ties, kept, dict(mended), dropped, "", "")
+        return _Judged(index, name, row.tokens, _asked(row, self.terms), kept, dict(mended), dropped, "", "")
+
+
+def _asked(row: Row, terms: Terms | EveryQuery) -> Counter[str]:
+    """Count the pairs, the ties, the responses of which something is learned, and the scores by dimension."""
+    asks = Counter({_PAIRS: len(row.ranked.pairs(terms.pairs)), _TIES: len(row.ranked.ties())})
+    asks[_SUPERVISED] = sum(len(told.supervised) > 0 for told in row.continuations)
+    given = (name for response in row.ranked.responses for name, score in response.scores.items() if score is not None)
+    return asks + Counter(given)
 
 
 def _judged(
@@ -244,7 +260,7 @@ def _write(folder: Path, identity: Mapping[str, Any], judged: Iterator[_Judged])
 
 def _fill(draft: Path, judged: Iterator[_Judged]) -> dict[str, Any]:
     """Write rows, scores and what was left out, and return the account of it."""
-    ledger, said, rejects, pairs, ties = Ledger("admission"), Ledger("responses"), [], 0, 0
+    ledger, said, rejects, asks = Ledger("admission"), Ledger("responses"), [], Counter[str]()
     with (draft / "rows").open("wb") as rows, (draft / "scores").open("wb") as scores:
         for item in judged:
             ledger.took()
@@ -262,13 +278,13 @@ def _fill(draft: Path, judged: Iterator[_Judged]) -> dict[str, Any]:
             for place in item.dropped:
                 said.skip("too_long", f"{item.id}, response {place}")
                 rejects.append({"sample": item.sample, "id": item.id, "response": place, "reason": "response_too_long"})
-            pairs += item.pairs
-            ties += item.ties
+            asks += item.asks
         for file in (rows, scores):
             file.flush()
             os.fsync(file.fileno())
     ledger.check()
     said.check()
     jsonl.write(draft / REJECTS, rejects)
-    counts = {"samples": ledger.given, "responses": said.given, "pairs": pairs, "ties": ties}
-    return counts | {"mean_pairs": pairs / max(ledger.given, 1), "ledger": ledger.as_dict(), "said": said.as_dict()}
+    counts = {"samples": ledger.given, "responses": said.given, _PAIRS: asks[_PAIRS], _TIES: asks[_TIES]}
+    means = {kind: asks[kind] / max(ledger.given, 1) for kind in (_PAIRS, _TIES, _SUPERVISED, *DIMENSIONS)}
+    return counts | {"means": means, "ledger": ledger.as_dict(), "said": said.as_dict()}

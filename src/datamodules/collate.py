@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import pad
 
 from ..batches import Continuation, PackedQueries, PackedRows, pack
+from ..records import DIMENSIONS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +52,7 @@ def collate(rows: Sequence[ScoredRow], *, padding: int, layout: Layout, pairs: P
         reference_logps=torch.cat([item.reference_logps for item in rows]),
         ranks=torch.tensor([rank for item in rows for rank in item.row.ranked.ranks]),
         annotated=torch.tensor([annotated(said) for item in rows for said in item.row.ranked.responses]),
+        scores=torch.cat([_by_dimension(item) for item in rows]),
         categories=tuple((item.row.ranked.query.category or "") if item.counted else "" for item in rows),
         ids=tuple(item.row.ranked.query.id if item.counted else "" for item in rows),
     )
@@ -60,6 +62,13 @@ def annotated(response: Response) -> float:
     """The mean of what people gave a response, over the dimensions that they scored."""
     given = [score for score in response.scores.values() if score is not None]
     return sum(given) / len(given) if given else math.nan
+
+
+def _by_dimension(item: ScoredRow) -> Tensor:
+    """What people gave every response in every dimension, (responses, dimensions)."""
+    said = [response.scores for response in item.row.ranked.responses]
+    given = [[scores.get(name) if item.counted else None for name in DIMENSIONS] for scores in said]
+    return torch.tensor([[math.nan if score is None else float(score) for score in each] for each in given])
 
 
 def _filling(item: ScoredRow) -> ScoredRow:

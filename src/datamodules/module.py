@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -222,6 +223,21 @@ class RankedDataModule(lightning.LightningDataModule):
     def mean_pairs(self) -> float:
         """Pairs per admitted training query: what a step's loss is divided by, so that every pair weighs the same."""
         return self.rows("train").admission.mean_pairs
+
+    @property
+    def mean_ties(self) -> float:
+        """The same of responses of equal rank."""
+        return self.rows("train").admission.mean_ties
+
+    @property
+    def mean_critiques(self) -> float:
+        """The same of critiques that are learned."""
+        return self.rows("train").admission.mean_supervised
+
+    @property
+    def mean_scores(self) -> Mapping[str, float]:
+        """The same of annotated scores, by dimension."""
+        return self.rows("train").admission.mean_scores
 
     @property
     def steps_per_pass(self) -> float:

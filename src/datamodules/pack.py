@@ -70,12 +70,8 @@ def pack(
         processes: How many processes read media; default: one per core.
         max_skipped: The part of the queries that may be left out, each for a reason that is named.
     """
-    limits = {
-        "num_frames": num_frames,
-        "max_side": max_side,
-        "queries_per_shard": queries_per_shard,
-        "megabytes_per_shard": megabytes_per_shard,
-    }
+    limits = {"num_frames": num_frames, "max_side": max_side}
+    limits |= {"queries_per_shard": queries_per_shard, "megabytes_per_shard": megabytes_per_shard}
     processes = processes_of(processes)
     _require_positive(limits)
     settings = limits | {"val": val, "test": test, "ranked": _digest_of(ranked)}
@@ -84,8 +80,7 @@ def pack(
     if _is_there(out, settings):
         return
     encoder = None if clip is None else ClipEncoder(clip, clip_model)
-    kept_out = None if exclude is None else Exclusions.read(exclude)
-    plan = _plan(ranked, media, val, test, kept_out, processes)
+    plan = _plan(ranked, media, val, test, exclude, processes)
     with alone(out):
         settings["media"] = plan.media_digest
         claim(out, MARKER, settings, "shards")
@@ -129,7 +124,7 @@ class _Plan(NamedTuple):
     """Of all media: a changed picture is another data set."""
 
 
-def _plan(ranked: Path, root: Path, val: float, test: float, kept_out: Exclusions | None, processes: int) -> _Plan:
+def _plan(ranked: Path, root: Path, val: float, test: float, exclude: Path | None, processes: int) -> _Plan:
     """Read all queries and hash all media once, to know who is tied to whom."""
     if not root.is_dir():
         raise ValueError(f"media: expected a folder, got {root}")
@@ -143,7 +138,7 @@ def _plan(ranked: Path, root: Path, val: float, test: float, kept_out: Exclusion
             medium.path: digest
             for medium, digest in track(zip(media, hashes, strict=True), "hashing media", total=len(media))
         }
-    excluded = {} if kept_out is None else _excluded(ranked, kept_out, digests)
+    excluded = {} if exclude is None else _excluded(ranked, Exclusions.read(exclude), digests)
     belongs = [
         Belongs(name, (*([f"group {group}"] if group else []), *(digests[medium.path] for medium in of_query)), split)
         for name, group, of_query, split in found

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..checkpoints import resolved
-from ..prompts import load_template
+from ..prompts import Template, load_template
 from ..provenance import processor_digest
 from .rows import Answers, Critiques, CritiqueSource
 
@@ -28,6 +28,8 @@ class Reading:
     frames: int | None = None
     template: str = "critique"
     critique: CritiqueSource = "critique_or_reason"
+    request: Template | None = None
+    """The words of the template, where they come with a model and not by a name."""
 
     @cached_property
     def folder(self) -> Path:
@@ -61,11 +63,16 @@ class Reading:
         frames = self.frames or int(getattr(films, "num_frames", None) or FRAMES)
         if self.task == "answers":
             return Answers(self.processor, frames)
-        return Critiques(self.processor, frames, load_template(self.template), self.critique)
+        return Critiques(self.processor, frames, self._asked, self.critique)
+
+    @property
+    def _asked(self) -> Template:
+        """The request to judge."""
+        return self.request or load_template(self.template)
 
     def parts(self) -> dict[str, str]:
         """What the log-probs of rows depend on, besides model and samples, as the parts of a fingerprint."""
-        template = CHAT if self.task == "answers" else load_template(self.template).digest
+        template = CHAT if self.task == "answers" else self._asked.digest
         frames = str(self.encoder().frames)
         return {"processor": processor_digest(self.folder), "template": template, "frames": frames}
 

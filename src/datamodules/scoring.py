@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch.utils.data import Dataset
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from .. import jsonl
 from ..batches import PackedRows
 from ..fingerprint import of_text
 from ..ledger import Ledger
+from ..parallel import follow_parent
 from ..records import ResponseScore
 from .admission import REJECTS, admit
 from .collate import packed
@@ -19,12 +22,15 @@ from .indexing import ranked_of
 from .manifest import Manifest
 from .module import ScoredRows
 from .reader import Shards
+from .rows import Critiques
 from .shards import REQUIRED
 from .terms import EveryQuery
 
 if TYPE_CHECKING:
     from ..queries import Split
+    from ..records import RankedQuery
     from .reading import Reading
+    from .scores import Scale
 
 
 class Batch(NamedTuple):
@@ -66,17 +72,19 @@ def readable(shards: Shards, reading: Reading, cache: Path | None, workers: int,
     return ScoredRows(shards, admission, encode, terms)
 
 
-def planned(sets: Sequence[ScoredRows], most: int, separate: bool) -> list[Batch]:
+def planned(sets: Sequence[ScoredRows], most: int, separate: bool, written: int = 0) -> list[Batch]:
     """All queries in batches of similar length and at most so many tokens, or of one query; the longest come first.
 
     A lack of memory then shows at once. Where responses are computed `separate`, their prompt is counted with each.
+    What will be `written` about a response is counted as the most that it can be.
     """
     found = []
     for rows in sets:
         sizes = []
         for number in range(len(rows)):
             admitted = rows.admission[number]
-            sizes.append((admitted.tokens * (len(admitted.scores) if separate else 1), number))
+            responses = len(admitted.scores)
+            sizes.append((admitted.tokens * (responses if separate else 1) + written * responses, number))
         batch: list[int] = []
         tokens = 0
         for size, number in sorted(sizes, key=lambda each: (-each[0], each[1])):
@@ -94,6 +102,16 @@ def unfinished(batches: Sequence[Batch], done: Container[str]) -> list[Batch]:
     return [batch for batch in batches if any(name not in done for name in batch.names)]
 
 
+def loaded(batches: LaidOut, workers: int) -> Iterator[PackedRows]:
+    """The batches in their order; reading begins now, before there are weights and threads that a fork would meet."""
+    # Without `follow_parent` the workers would outlive a kill for seconds, and hold on to the locks of this process.
+    return iter(DataLoader(batches, batch_size=None, num_workers=workers, worker_init_fn=_follow))
+
+
+def _follow(_worker: int) -> None:
+    follow_parent()
+
+
 class LaidOut(Dataset[PackedRows]):
     """Batches by number, as a model takes them: one packed row per query."""
 
@@ -108,8 +126,29 @@ class LaidOut(Dataset[PackedRows]):
         return packed([item.row for item in batch.rows.__getitems__(list(batch.numbers))], self.padding)
 
 
-def scored(sets: Sequence[ScoredRows], logps: Mapping[str, Sequence[float]], ledger: Ledger) -> Iterator[ResponseScore]:
-    """The log-probs by name as scores, in the order of the samples; the ledger is told of every query."""
+@contextmanager
+def in_memory(batch: Batch) -> Iterator[None]:
+    """Name the batch for which there is no memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"batch_tokens: no memory for a batch of {len(batch.numbers)} queries with {batch.tokens:,} tokens; run "
+            "again with fewer, or with fewer --frames for a single query"
+        ) from error
+
+
+def otherwise(batch: Batch, padding: int) -> tuple[list[PackedRows], PackedRows]:
+    """The responses of a batch one at a time, and all of them in the opposite order."""
+    rows = [item.row for item in batch.rows.__getitems__(list(batch.numbers))]
+    alone = [packed([row._replace(continuations=(told,))], padding) for row in rows for told in row.continuations]
+    return alone, packed([row._replace(continuations=row.continuations[::-1]) for row in reversed(rows)], padding)
+
+
+def scored(
+    sets: Sequence[ScoredRows], told: Mapping[str, Mapping[str, Any]], column: Scale, ledger: Ledger
+) -> Iterator[ResponseScore]:
+    """What was told of each query by name, as scores in the order of the samples; the ledger is told of all."""
     for rows in sets:
         ledger.took(len(rows.shards))
         for reason, number in rows.admission.ledger.skipped.items():
@@ -117,11 +156,31 @@ def scored(sets: Sequence[ScoredRows], logps: Mapping[str, Sequence[float]], led
                 ledger.skip(reason)
         for sample in (rows.admission[number].sample for number in range(len(rows))):
             ranked = ranked_of(jsonl.loads(rows.shards.parts(sample)[REQUIRED]))
-            found = logps[f"{rows.shards.split}/{sample}"]
-            for place, (response, logp) in enumerate(zip(ranked.responses, found, strict=True)):
-                yield ResponseScore(ranked.query.id, place, of_text(response.text), reference_logp=logp)
+            if without := _without_critique(rows, ranked):
+                ledger.fixed("no_critique", without)
+            row = told[f"{rows.shards.split}/{sample}"]
+            if row.get("cut"):
+                ledger.fixed("critique_cut", row["cut"])
+            yield from _scores(ranked, row, column)
             ledger.gave()
     ledger.check()
+
+
+def _scores(ranked: RankedQuery, told: Mapping[str, Any], column: Scale) -> Iterator[ResponseScore]:
+    critiques = told.get("critiques") or [""] * len(ranked.responses)
+    for place, (response, value, critique) in enumerate(zip(ranked.responses, told[column], critiques, strict=True)):
+        known = {"reward": None, "reference_logp": None} | {column: value}
+        digest = of_text(response.text)
+        yield ResponseScore(ranked.query.id, place, digest, known["reward"], known["reference_logp"], critique)
+
+
+def _without_critique(rows: ScoredRows, ranked: RankedQuery) -> int:
+    """How many responses nobody criticised, where critiques are given; they are scored without one."""
+    source = rows.encode.source if isinstance(rows.encode, Critiques) else "none"
+    if source == "none":
+        return 0
+    names = source.split("_or_")
+    return sum(not any(getattr(response, name) for name in names) for response in ranked.responses)
 
 
 def left_out(sets: Sequence[ScoredRows]) -> list[dict[str, Any]]:

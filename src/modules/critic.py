@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning
 import torch
 
 from ..records import DIMENSIONS
-from ..reports import Work
+from ..reports import RewardReport, RewardTerms, Work
 from .attention import Kernel
 from .families import Part
 from .flops import Cost, Lengths, tokens_of
@@ -21,7 +21,6 @@ from .optimiser import Optimiser
 from .packed import Step, Way, lengths
 from .reward import Judged, RewardHead, RewardReader, require_dimensions, width_of
 from .rewardlosses import (
-    RewardTerms,
     RewardWeights,
     centre_loss,
     critique_nll,
@@ -30,14 +29,13 @@ from .rewardlosses import (
     reward_loss,
     tie_loss,
 )
-from .selfcheck import agreement, require_agreement
+from .selfcheck import TwoWays, agreement, require_agreement
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..batches import PackedQueries, PackedRows
     from .backbone import Backbone
-    from .scorer import ResponseScorer
 
 log = logging.getLogger(__name__)
 
@@ -57,28 +55,6 @@ class RewardPlan(NamedTuple):
     """Responses with a critique that is supervised."""
     mean_scores: float = 0.0
     """Annotated scores, each dimension for itself; read only where there are such heads."""
-
-
-class RewardReport(NamedTuple):
-    """What a reward model said in one micro-batch, without gradient."""
-
-    margin: Tensor
-    """By how much the winner's reward is above the loser's, (pairs,)."""
-    correct: Tensor
-    """Whether it is above at all, (pairs,); equal rewards are wrong."""
-    chosen: Tensor
-    """Rewards, (pairs,)."""
-    rejected: Tensor
-    rank_gap: Tensor
-    """By how many ranks the annotator put the winner before the loser, (pairs,)."""
-    categories: tuple[str, ...]
-    """Of the query of each pair."""
-    ids: tuple[str, ...]
-    """Of the query of each pair."""
-    terms: RewardTerms
-    """The losses of all pairs, ties, critiques and annotated scores."""
-    tie_distance: Tensor
-    """How far the rewards of equally good responses are apart, (ties,)."""
 
 
 class CritiqueRewardModule(lightning.LightningModule):
@@ -125,6 +101,11 @@ class CritiqueRewardModule(lightning.LightningModule):
     def needs(self) -> tuple[str, ...]:
         """What every response must have beside its text: nothing; scores that are not there are not learned."""
         return ()
+
+    @property
+    def task(self) -> str:
+        """What is learned of the data."""
+        return "critiques"
 
     def expect(self, plan: RewardPlan) -> None:
         """Take note of what the data tell, before the training."""
@@ -199,12 +180,7 @@ class CritiqueRewardModule(lightning.LightningModule):
 
     def _annotated(self, batch: PackedQueries) -> Tensor:
         """What people gave the responses in the dimensions that are learned, (responses, dimensions)."""
-        if not self.dimensions:
-            return batch.annotated[:, None][:, :0]
-        known: Tensor | None = getattr(batch, "scores", None)
-        if known is None:
-            raise ValueError("dimensions: expected scores per dimension in the batch, got none; leave dimensions off")
-        return known[:, [DIMENSIONS.index(name) for name in self.dimensions]]
+        return batch.scores[:, [DIMENSIONS.index(name) for name in self.dimensions]]
 
     def _check(self, rows: PackedRows) -> None:
         """Refuse, or where the config leaves the choice, give up, packed rows that are not exact here."""
@@ -258,6 +234,7 @@ def report_of(batch: PackedQueries, judged: Judged, terms: RewardTerms) -> Rewar
     best, worse = take(batch.ranks, batch.pairs)
     counts = batch.responses.tolist()
     query = [number for number, count in enumerate(counts) for _ in range(count)]
+    counted = torch.tensor([bool(batch.ids[number]) for number in query], device=judged.rewards.device)
     owners = [query[winner] for winner in batch.pairs[:, 0].tolist()]
     return RewardReport(
         margin=chosen - rejected,
@@ -269,12 +246,14 @@ def report_of(batch: PackedQueries, judged: Judged, terms: RewardTerms) -> Rewar
         ids=tuple(batch.ids[owner] for owner in owners),
         terms=RewardTerms(*(losses.detach() for losses in terms)),
         tie_distance=(one - other).abs(),
+        rewards=judged.rewards.detach()[counted],
+        critique_tokens=judged.critiques.tokens[judged.critiques.tokens > 0],
     )
 
 
-def as_scorer(reader: RewardReader) -> ResponseScorer:
+def as_scorer(reader: RewardReader) -> TwoWays:
     """A reader as the self-check takes it: rewards and scores are compared beside the log-probs of critiques."""
-    return cast("ResponseScorer", _AsSums(reader))
+    return _AsSums(reader)
 
 
 class _AsSums(torch.nn.Module):

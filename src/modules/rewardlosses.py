@@ -10,24 +10,14 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 from math import inf
-from typing import NamedTuple
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from ..reports import RewardTerms
 from .losses import take
 
 _MIDDLE, _HALF = 3.0, 2.0  # of a scale from 1 to 5, which becomes -1 to 1
-
-
-class RewardTerms(NamedTuple):
-    """What a reward model is asked: losses of single things, each (things,), or a mean of each kind, each ()."""
-
-    critique: Tensor
-    ranking: Tensor
-    tie: Tensor
-    centre: Tensor
-    dimension: Tensor
 
 
 @dataclass(frozen=True)

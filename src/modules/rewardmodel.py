@@ -29,6 +29,7 @@ from .packed import Step
 from .reward import Judged, RewardHead, RewardReader, require_dimensions
 from .rewardlosses import as_annotated
 from .saving import save_folder
+from .speaking import Saying, agreed, spoken
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,11 +52,13 @@ class Judging:
         template: The request to judge.
         frames: Of a film.
         dimensions: What its scores beside the reward are of.
+        after_critique: What the chat template puts behind the end of a critique, if the reward is read there.
     """
 
     template: Template
     frames: int
     dimensions: tuple[str, ...] = ()
+    after_critique: str = ""
 
     def __post_init__(self) -> None:
         pieces(self.template)
@@ -66,7 +69,8 @@ class Judging:
     def as_dict(self) -> dict[str, Any]:
         """As plain JSON."""
         asked = {"name": self.template.name, "text": self.template.text, "digest": self.template.digest}
-        return {"template": asked, "frames": self.frames, "dimensions": list(self.dimensions)}
+        told = {"template": asked, "frames": self.frames, "dimensions": list(self.dimensions)}
+        return told | {"after_critique": self.after_critique}
 
     @classmethod
     def of(cls, row: object) -> Judging:
@@ -76,7 +80,8 @@ class Judging:
                 template = Template(asked.text("name"), asked.text("text"))
                 digest = asked.text("digest")
                 asked.refuse_rest()
-            found = cls(template, fields.integer("frames"), tuple(fields.items("dimensions")))
+            after = fields.text("after_critique", "")
+            found = cls(template, fields.integer("frames"), tuple(fields.items("dimensions")), after)
             fields.refuse_rest()
         if template.digest != digest:
             raise ValueError(f"template: expected the words of the training, digest {digest}, got {template.digest}")
@@ -163,10 +168,11 @@ class RewardModel:
         prompt = encode_prompt(self.processor, messages)
         tokenizer, start = self.processor.tokenizer, prompt.text_starts[place]
         tail = prompt.input_ids[start + len(encode_text(tokenizer, responses[0])) :]
+        after = encode_text(tokenizer, self.judging.after_critique) if self.judging.after_critique else tail[:0]
         told = [
             Continuation(
                 torch.cat([encode_text(tokenizer, response), tail]),
-                encode_response(self.processor, critique) if critique else tail[:0],
+                torch.cat([encode_response(self.processor, critique), after]) if critique else tail[:0],
             )
             for response, critique in zip(responses, critiques or [""] * len(responses), strict=True)
         ]
@@ -200,25 +206,44 @@ class RewardModel:
         *,
         critique: Literal["generated", "given", "none"] = "none",
         critiques: Sequence[str] = (),
+        saying: Saying | None = None,
         speak: Speak | None = None,
         media: Path | Load | None = None,
     ) -> list[Scored]:
-        """Judge the responses to a query: with critiques that `speak` writes, with those that are given, or without."""
-        wanted = {"generated": (False, True), "given": (True, False), "none": (False, False)}
-        if wanted.get(critique) != (bool(critiques), speak is not None):
+        """Judge the responses to a query: with critiques that are generated, with those that are given, or without.
+
+        Critiques are generated as `saying` tells and scored in the same pass, or `speak` writes them. Of several
+        critiques of a response the rewards are averaged, and the critique is told whose own is nearest to that.
+        """
+        allowed = {
+            "generated": not critiques and (saying is None or speak is None),
+            "given": bool(critiques) and saying is None and speak is None,
+            "none": not critiques and saying is None and speak is None,
+        }
+        if not allowed.get(critique):
             raise ValueError(
-                f"critique: expected generated with `speak` alone, given with `critiques` alone, or none with neither; "
-                f"got {critique!r} with {len(critiques)} critiques and {'a' if speak else 'no'} speak"
+                "critique: expected generated, with at most one of `saying` and `speak`, given with `critiques` alone, "
+                f"or none alone; got {critique!r} with {len(critiques)} critiques, {'a' if saying else 'no'} saying "
+                f"and {'a' if speak else 'no'} speak"
             )
+        if critique == "generated" and speak is None and self.judging.after_critique:
+            raise ValueError(
+                f"critique: this model reads its rewards behind {self.judging.after_critique!r}, which follows a "
+                "critique, and those that it writes end before it; write them first (`speak`), or give them"
+            )
+        if critique == "generated" and speak is None:
+            rows = self.rows(query, responses, media=media)
+            said = [agreed(each) for each in spoken(self.reader, self.processor.tokenizer, rows, saying or Saying())]
+            return [self._scored(each.reward, each.text, torch.tensor(each.dimensions)) for each in said]
         if speak is not None:
             critiques = speak(self.rows(query, responses, media=media))
         found = self.judged(self.rows(query, responses, critiques, media))
-        scores = as_annotated(found.dimensions).tolist()
         texts = critiques or [""] * len(responses)
-        return [
-            Scored(reward, text, dict(zip(self.judging.dimensions, each, strict=True)))
-            for reward, text, each in zip(found.rewards.tolist(), texts, scores, strict=True)
-        ]
+        return list(map(self._scored, found.rewards.tolist(), texts, found.dimensions))
+
+    def _scored(self, reward: float, critique: str, dimensions: Tensor) -> Scored:
+        scores = as_annotated(dimensions).tolist()
+        return Scored(reward, critique, dict(zip(self.judging.dimensions, scores, strict=True)))
 
 
 def _asked(folder: Path) -> Judging:

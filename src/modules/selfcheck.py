@@ -6,7 +6,7 @@ A backbone that looks across a packed row would train on wrong gradients without
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
@@ -14,10 +14,29 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..batches import PackedRows
-    from .scorer import ResponseScorer
+    from .backbone import Backbone
+    from .logps import ResponseLogps
+    from .packed import Way
 
 FINE, COARSE = 1e-3, 0.1
 """Nats per square root of a response's tokens: what rounding may do in float32, and in bfloat16."""
+
+
+class TwoWays(Protocol):
+    """A module that tells the log-probs of responses from packed rows, and from separate ones."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """Whose log-probs."""
+
+    def by(self, step: Way, rows: PackedRows) -> ResponseLogps:
+        """Sums and counts by a way that is named."""
+
+    def modules(self) -> Iterator[torch.nn.Module]:
+        """It and its parts."""
+
+    def eval(self) -> object:
+        """Switch dropout off."""
 
 
 class Agreement(NamedTuple):
@@ -36,7 +55,7 @@ class Agreement(NamedTuple):
         return self.apart <= self.allowed
 
 
-def agreement(scorer: ResponseScorer, rows: PackedRows) -> Agreement:
+def agreement(scorer: TwoWays, rows: PackedRows) -> Agreement:
     """Compare the log-probs of shared prefixes with those of separate rows, without dropout."""
     with torch.no_grad(), _resting(scorer):
         packed = scorer.by("shared_prefix", rows)
@@ -48,7 +67,7 @@ def agreement(scorer: ResponseScorer, rows: PackedRows) -> Agreement:
     return Agreement(float(per_root.max()), COARSE if coarse else FINE)
 
 
-def require_agreement(scorer: ResponseScorer, rows: PackedRows) -> None:
+def require_agreement(scorer: TwoWays, rows: PackedRows) -> None:
     """Refuse to share prefixes where that is not exact."""
     found = agreement(scorer, rows)
     if not found.holds:
@@ -56,7 +75,7 @@ def require_agreement(scorer: ResponseScorer, rows: PackedRows) -> None:
 
 
 @contextmanager
-def _resting(module: torch.nn.Module) -> Iterator[None]:
+def _resting(module: TwoWays) -> Iterator[None]:
     """The module without dropout, and each of its parts as it was afterwards."""
     training = [part for part in module.modules() if part.training]
     module.eval()

@@ -111,6 +111,8 @@ def test_admitted_is_what_fits_and_can_be_compared_and_all_else_is_counted(folde
     assert found.ledger.repaired == {"response_dropped": 2}
     assert (found.ledger.taken, found.ledger.given) == (8, 5)
     assert found.mean_pairs == sum(pairs for *_, pairs, _ in USED.values()) / 5
+    assert found.mean_ties == sum(ties for *_, ties in USED.values()) / 5
+    assert found.mean_supervised == sum(len(kept) for _, kept, *_ in USED.values()) / 5
     assert (found.said.taken, found.said.given, found.said.skipped) == (
         found.said.given + 2,
         sum(len(kept) for _, kept, *_ in USED.values()),
@@ -133,6 +135,29 @@ def test_every_query_is_used_whole_where_there_are_no_terms(folder):
         row.query.id: len(row.responses) for row in QUERIES
     }
     assert (found.ledger.given, found.ledger.skipped, found.ledger.repaired) == (8, {}, {})
+
+
+def test_means_are_of_the_responses_that_are_left_and_of_what_is_learned_of_them(tmp_path):
+    class Silent(Characters):
+        def __call__(self, sample):
+            made = super().__call__(sample)
+            told = tuple(
+                Continuation(all_, all_[:0]) if len(all_) == 1 else (Continuation(all_[:1], all_[1:]))
+                for _, all_ in made.continuations
+            )
+            return made._replace(continuations=told)
+
+    scored = ({"helpfulness": 4, "ethics": 1}, {"helpfulness": 2}, {"helpfulness": None}, {"faithfulness": 5})
+    rows = []
+    for name, texts in (("first", ("a", "bb", "cc", "d" * 40)), ("second", ("e", "f", "gg", "hh"))):
+        made = ranked(name, texts, ranks=(1, 2, 2, 2), prompt=PROMPT)
+        told = zip(made.responses, scored, strict=True)
+        rows.append(dataclasses.replace(made, responses=tuple(dataclasses.replace(one, scores=x) for one, x in told)))
+    found = decided(packed_set(tmp_path, rows), encode=Silent())
+    assert found.said.skipped == {"too_long": 1}
+    assert (found.mean_pairs, found.mean_ties) == ((2 + 3) / 2, (1 + 3) / 2)
+    assert found.mean_supervised == (2 + 2) / 2
+    assert found.mean_scores == {"helpfulness": 2.0, "faithfulness": 0.5, "ethics": 1.0}
 
 
 def test_where_scores_of_people_are_needed_a_query_with_a_response_without_any_is_left_out(tmp_path):

@@ -82,6 +82,25 @@ def test_scores_and_names_stand_beside_their_responses():
     assert made.ids == ("q", "q")
 
 
+def annotated_row(*scores):
+    """A row whose responses people gave these scores."""
+    made = row(2, [1] * len(scores))
+    told = zip(made.ranked.responses, scores, strict=True)
+    responses = tuple(dataclasses.replace(response, scores=given) for response, given in told)
+    return made._replace(ranked=dataclasses.replace(made.ranked, responses=responses))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_annotated_scores_stand_by_dimension_and_are_unknown_where_nobody_scored(layout):
+    one = annotated_row({"ethics": 5, "helpfulness": 1}, {})
+    two = annotated_row({"faithfulness": None, "ethics": 2}, {"helpfulness": 3, "faithfulness": 4, "ethics": 5})
+    made = batch([scored(one), scored(two), scored(two, counted=False)], layout)
+    nan = torch.nan
+    wanted = torch.tensor([[1, nan, 5], [nan, nan, nan], [nan, nan, 2], [3, 4, 5], [nan] * 3, [nan] * 3])
+    torch.testing.assert_close(made.scores, wanted, equal_nan=True)
+    assert made.annotated.tolist()[:4] == pytest.approx([3, nan, 2, 4], nan_ok=True)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("pairs", STRATEGIES)
 def test_a_filling_row_takes_part_in_nothing_and_moves_nothing(layout, pairs):

@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mmrlhf.batches import PackedQueries
 from mmrlhf.callbacks.gradients import GradientCheck
 from mmrlhf.datamodules.collate import ScoredRow, collate
-from mmrlhf.modules import critic, packed
+from mmrlhf.modules import packed
 from mmrlhf.modules.critic import CritiqueRewardModule, RewardPlan, as_scorer, over_data
 from mmrlhf.modules.loading import BackboneConfig, Lora
 from mmrlhf.modules.optimiser import Optimiser
-from mmrlhf.modules.rewardlosses import RewardTerms, RewardWeights
+from mmrlhf.modules.rewardlosses import RewardWeights, reward_loss
 from mmrlhf.modules.selfcheck import agreement
 from mmrlhf.records import DIMENSIONS
+from mmrlhf.reports import RewardTerms
 
 from .families import built, saved
 from .test_reward import (
@@ -57,17 +57,11 @@ def made(folder, plan=PLAN, head_scale=4.0, backbone=None, **options):
     return module.train()
 
 
-class WithScores(PackedQueries):
-    """A batch that tells what people gave in every dimension, (responses, 3)."""
-
-
 def batch(kinds=KINDS, cases=None, seed=0):
     """A batch in which some responses have critiques, some are ties, and some are scored by people."""
-    plain = judged_batch(NAME, cases or judged_samples(kinds))
-    found = WithScores(*plain)
+    found = judged_batch(NAME, cases or judged_samples(kinds))
     drawn = torch.randint(1, 6, (len(found.ranks), 3), generator=torch.Generator().manual_seed(seed)).float()
-    found.scores = drawn.masked_fill(drawn == 2, math.nan)
-    return found
+    return found._replace(scores=drawn.masked_fill(drawn == 2, math.nan))
 
 
 def gradients(module):
@@ -134,7 +128,7 @@ def test_everything_weighs_the_same_however_queries_fall_into_micro_batches(fold
     for case in cases:
         one = batch(cases=[case])
         stop = at + len(one.ranks)
-        one.scores = whole.scores[at:stop]
+        one = one._replace(scores=whole.scores[at:stop])
         (module.training_step(one, 0)["loss"] / len(cases)).backward()
         at = stop
     assert apart(gradients(module), together) < 1e-5
@@ -145,7 +139,7 @@ def without(given, *names):
     left = {name: getattr(given, name)[:0] for name in names if name != "critiques"}
     if "critiques" in names:
         left["rows"] = given.rows._replace(labels=torch.full_like(given.rows.labels, -100))
-    return PackedQueries(*given)._replace(**left)
+    return given._replace(**left)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +335,7 @@ def test_the_head_is_trained_whole_beside_adapters_and_begins_by_its_seed(folder
 
 
 def test_a_training_by_lightning_learns_to_rank_and_to_speak(folder):
-    plain, held = PackedQueries(*batch(("text", "image"))), []
+    plain, held = batch(("text", "image")), []
     queries = len(plain.ids)
     plan = RewardPlan(25, len(plain.pairs) / queries, len(plain.ties) / queries, 6 / queries)
 
@@ -418,8 +412,28 @@ def test_dimensions_that_nobody_annotates_are_refused(dimensions):
         CritiqueRewardModule(BackboneConfig("nowhere"), dimensions=dimensions)
 
 
-def test_dimensions_need_scores_in_the_batch(folder):
-    given = PackedQueries(*batch(("text",)))
-    with pytest.raises(ValueError, match="dimensions: expected scores per dimension in the batch, got none"):
-        made(folder, dimensions=LEARNED).training_step(given, 0)
-    assert critic.CritiqueRewardModule(BackboneConfig("nowhere")).dimensions == ()
+def test_dimensions_that_nobody_scored_add_nothing_to_the_loss(folder):
+    given = batch(("text",))
+    given = given._replace(scores=torch.full_like(given.scores, math.nan))
+    module = made(folder, dimensions=LEARNED)
+    known, unknown = (module.training_step(each, 0) for each in (batch(("text",)), given))
+    assert len(known["report"].terms.dimension) > len(unknown["report"].terms.dimension) == 0
+    means = over_data(RewardTerms(*unknown["report"].terms), PLAN, len(given.ids))
+    torch.testing.assert_close(unknown["loss"], reward_loss(means, RewardWeights()))
+
+
+def test_a_report_tells_of_all_responses_but_those_that_only_fill_up(folder):
+    given = batch()
+    report = made(folder).validation_step(given, 0)["report"]
+    assert len(report.rewards) == len(given.ranks)
+    assert torch.equal(report.chosen, report.rewards[given.pairs[:, 0]])
+    supervised = [len(told.supervised) for case in judged_samples(KINDS) for told in encoded(case).continuations]
+    assert report.critique_tokens.tolist() == [count for count in supervised if count]
+    counts = given.responses.tolist()
+    filled = given._replace(ids=(*given.ids[:-1], ""))
+    assert torch.equal(made(folder).validation_step(filled, 0)["report"].rewards, report.rewards[: -counts[-1]])
+
+
+def encoded(case):
+    """A sample as a row."""
+    return Critiques(built(NAME)[1], FRAMES, TEMPLATE, "critique")(case)

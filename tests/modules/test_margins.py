@@ -35,6 +35,7 @@ def batch_of(queries, **told):
             "reference_logps": unknown,
             "ranks": torch.zeros(sum(counts), dtype=torch.long),
             "annotated": unknown,
+            "scores": torch.full((sum(counts), 3), nan),
         }
         | told,
     )

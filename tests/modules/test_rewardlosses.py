@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from mmrlhf.modules.rewardlosses import (
-    RewardTerms,
     RewardWeights,
     as_annotated,
     centre_loss,
@@ -21,6 +20,7 @@ from mmrlhf.modules.rewardlosses import (
     reward_loss,
     tie_loss,
 )
+from mmrlhf.reports import RewardTerms
 
 NUMBERS = st.floats(-50, 50)
 REWARDS = st.lists(NUMBERS, min_size=2, max_size=6).map(lambda those: torch.tensor(those, dtype=torch.float64))

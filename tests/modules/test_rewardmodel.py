@@ -15,6 +15,7 @@ from mmrlhf.images import decode
 from mmrlhf.modules.loading import Lora
 from mmrlhf.modules.reward import RewardReader
 from mmrlhf.modules.rewardmodel import Judging, RewardModel, Scored, save_reward_model
+from mmrlhf.modules.speaking import Saying
 from mmrlhf.prompts import Template
 from mmrlhf.provenance import model_digest, processor_digest
 from mmrlhf.queries import Media, Query
@@ -301,7 +302,7 @@ def test_scores_do_not_depend_on_how_many_responses_are_judged_together_or_how(m
     torch.testing.assert_close(separate, together, rtol=1e-4, atol=1e-5)
 
 
-def test_critiques_that_are_generated_are_written_to_the_open_request_and_then_given(model):
+def test_critiques_that_somebody_else_generates_are_written_to_the_open_request_and_then_given(model):
     asked = []
 
     def speak(rows):
@@ -319,15 +320,19 @@ def test_critiques_that_are_generated_are_written_to_the_open_request_and_then_g
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"critique": "generated"},
+        {"critique": "generated", "critiques": ["a", "b"]},
+        {"critique": "generated", "saying": Saying(4), "speak": lambda rows: ["a", "b"]},
         {"critique": "given"},
+        {"critique": "given", "critiques": ["a", "b"], "saying": Saying(4)},
         {"critique": "none", "critiques": ["a", "b"]},
         {"critique": "given", "critiques": ["a", "b"], "speak": lambda rows: []},
+        {"critique": "none", "saying": Saying(4)},
+        {"critique": "none", "speak": lambda rows: ["a", "b"]},
         {"critique": "greedy"},
     ],
 )
 def test_a_mode_and_what_it_needs_come_together(model, wrong):
-    with pytest.raises(ValueError, match="critique: expected generated with `speak` alone"):
+    with pytest.raises(ValueError, match="critique: expected generated, with at most one of `saying` and `speak`"):
         model.score(QUERY, SAID, **wrong)
 
 

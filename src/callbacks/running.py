@@ -1,0 +1,122 @@
+"""A trainer with what every training here is watched by, and a fit that goes on where it was killed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import lightning
+from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
+
+from .compute import ComputeLedger
+from .consumption import ConsumptionGuard
+from .gradients import GradientCheck
+from .limits import limited, planned_steps, stopped_early
+from .saving import LAST, SaveWhole
+from .seeds import StepSeeds
+from .throughput import Throughput
+from .tracking import mlflow_logger
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+
+
+class Kept(Protocol):
+    """Where a training goes, and how it is kept."""
+
+    @property
+    def out(self) -> Path:
+        """Its folder."""
+
+    @property
+    def seed(self) -> int:
+        """Of all that is drawn."""
+
+    @property
+    def tracking(self) -> str | None:
+        """Where MLflow keeps it."""
+
+    @property
+    def experiment(self) -> str:
+        """Under which name."""
+
+    @property
+    def name(self) -> str | None:
+        """Of the run."""
+
+    @property
+    def save_every(self) -> int:
+        """Steps between checkpoints."""
+
+
+class Batches(Protocol):
+    """Data that come in steps of so many queries, and micro-batches of so many."""
+
+    global_batch: int
+    micro_batch: int
+
+    @property
+    def steps_per_pass(self) -> float:
+        """Optimizer steps in which every training query is seen once."""
+
+
+def watched(
+    options: Mapping[str, Any],
+    run: Kept,
+    settings: Mapping[str, Any],
+    ledger: ComputeLedger,
+    particular: Sequence[Callback],
+    checkpoints: Path,
+) -> lightning.Trainer:
+    """A trainer with the callbacks that every training has, and those that are particular to it."""
+    options = dict(options)
+    if str(options["precision"]).endswith("-true"):
+        raise ValueError(
+            f"trainer.precision: expected null, 32 or bf16-mixed, got {options['precision']}, which would round the "
+            "scores of the data as well; say bf16-mixed, and the type of the weights with model.backbone.dtype"
+        )
+    if options["max_epochs"] is None and options["max_steps"] == -1:
+        options["max_epochs"] = 1
+    callbacks: list[Callback] = [ConsumptionGuard(), StepSeeds(run.seed), GradientCheck(), *particular]
+    callbacks += [ledger, Throughput(), *([] if options["enable_progress_bar"] is False else [RichProgressBar()])]
+    if run.tracking and options["logger"] in (None, True):
+        name = run.name or run.out.name
+        options["logger"] = mlflow_logger(run.out, run.tracking, run.experiment, name, settings)
+        callbacks.append(LearningRateMonitor("step"))
+    elif options["logger"] is None:
+        options["logger"] = False
+    callbacks += [*(options["callbacks"] or []), SaveWhole(checkpoints, run.save_every)]
+    fixed = {"use_distributed_sampler": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+    return lightning.Trainer(**options | fixed | {"callbacks": callbacks})
+
+
+def planned(trainer: lightning.Trainer, data: Batches) -> int:
+    """Tell the trainer how many micro-batches of a rank make a step, and return the number of its steps."""
+    at_once = data.micro_batch * trainer.world_size
+    if data.global_batch % at_once:
+        raise ValueError(
+            f"data.global_batch: expected a multiple of micro_batch x ranks = {data.micro_batch} x "
+            f"{trainer.world_size}, got {data.global_batch}; choose one, such as "
+            f"{max(1, round(data.global_batch / at_once)) * at_once}"
+        )
+    trainer.accumulate_grad_batches = data.global_batch // at_once
+    whole = max(1, int(data.steps_per_pass)) * trainer.accumulate_grad_batches
+    return planned_steps(trainer, limited(trainer, whole))
+
+
+def fitted(trainer: lightning.Trainer, module: Any, data: Any, checkpoints: Path, steps: int) -> None:  # noqa: ANN401
+    """Fit from the last checkpoint, or from the beginning, to the last step, after which it is validated."""
+    last = checkpoints / LAST
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+    except SystemExit as exit_:
+        if trainer.interrupted:  # Lightning makes an exit of an interrupt, and the hint to go on would be lost
+            raise KeyboardInterrupt from exit_
+        raise
+    if trainer.global_step < steps and not stopped_early(trainer):
+        raise ValueError(
+            f"{checkpoints.parent}: stopped after step {trainer.global_step} of {steps}; the same command continues"
+        )
+    if module.validated_at != trainer.global_step and data.val_dataloader():
+        trainer.validate(module, datamodule=data, verbose=False)
