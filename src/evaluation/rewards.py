@@ -7,6 +7,7 @@ finite number is an opinion that could not be read.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections import defaultdict
@@ -19,6 +20,8 @@ from ..fingerprint import ID_DIGITS, of_text
 from ..ledger import Ledger
 from .rewardbench import BenchError, Comparison, Rewards, name_of
 
+_ROUNDING = 1e-4
+"""By how much two rewards of one text may differ: it depends a little on what else was in the batch."""
 _MARKS = re.compile(r"(~[0-9a-f]{1,12}|#[0-9]{1,2})+$")
 """What an importer puts behind the id of a question whose answers make several rankings."""
 
@@ -93,7 +96,7 @@ class _Joined:
         if (asked, digest) not in self._known:
             raise self._foreign(asked)
         reward = _number(fields.optional("reward"))
-        if self.texts[asked][name].setdefault(digest, reward) != reward:
+        if not _same(self.texts[asked][name].setdefault(digest, reward), reward):
             raise self._contradiction(name, "one reward for one text", "two that differ")
 
     def _foreign(self, name: str) -> BenchError:
@@ -148,3 +151,10 @@ def _verdict(rewards: Rewards) -> float | None:
     if rewards.chosen is None or rewards.rejected is None:
         return None
     return (rewards.chosen > rewards.rejected) - (rewards.chosen < rewards.rejected)
+
+
+def _same(one: float | None, other: float | None) -> bool:
+    """Whether two rewards of one text are the same but for rounding."""
+    if one is None or other is None:
+        return one is other
+    return math.isclose(one, other, rel_tol=_ROUNDING, abs_tol=_ROUNDING)
