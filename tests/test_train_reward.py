@@ -23,6 +23,8 @@ from mmrlhf.prompts import load_template
 from mmrlhf.records import DIMENSIONS, RankedQuery
 from mmrlhf.world.policy import build_model, build_processor
 
+from .test_train import equal, weights
+
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 STEPS, BATCH = 4, 4
 
@@ -68,14 +70,6 @@ def words(home, out, *more):
 
 def trains(home, out, *more):
     return cli.main(words(home, out, *more))
-
-
-def weights(folder):
-    return load_file(folder / "model" / "model.safetensors")
-
-
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,11 @@ class Backbone(torch.nn.Module):
         """The parameters of a part, with their names in the model."""
         return ((name, weight) for name, weight in self.model.named_parameters() if self.family.part_of(name) == part)
 
+    def trained(self) -> dict[str, list[torch.nn.Parameter]]:
+        """What is trained, by part."""
+        every: tuple[Part, ...] = ("vision", "projector", "language")
+        return {part: [weight for _, weight in self.part(part) if weight.requires_grad] for part in every}
+
     def reference(self) -> AbstractContextManager[Any]:
         """Within it the model is the one before training: adapters are off. Only a model with adapters has one."""
         if hasattr(self.model, "disable_adapter"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning
@@ -11,14 +10,12 @@ import torch
 from ..records import DIMENSIONS
 from ..reports import RewardReport, RewardTerms, Work
 from .attention import Kernel
-from .families import Part
-from .flops import Cost, Lengths, tokens_of
+from .flops import Cost
 from .loading import BackboneConfig
 from .logps import ResponseLogps
 from .losses import take
-from .mmdpo import require_fine
-from .optimiser import Optimiser
-from .packed import Step, Way, lengths
+from .optimiser import Optimiser, require_fine
+from .packed import Step, Way
 from .reward import Judged, RewardHead, RewardReader, require_dimensions, width_of
 from .rewardlosses import (
     RewardWeights,
@@ -29,15 +26,13 @@ from .rewardlosses import (
     reward_loss,
     tie_loss,
 )
-from .selfcheck import TwoWays, agreement, require_agreement
+from .selfcheck import TwoWays, settle
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..batches import PackedQueries, PackedRows
     from .backbone import Backbone
-
-log = logging.getLogger(__name__)
 
 
 class RewardPlan(NamedTuple):
@@ -123,9 +118,7 @@ class CritiqueRewardModule(lightning.LightningModule):
 
     def parts(self) -> dict[str, list[torch.nn.Parameter]]:
         """What is trained, by part of the body."""
-        every: tuple[Part, ...] = ("vision", "projector", "language")
-        named = ((part, self._reader.backbone.part(part)) for part in every)
-        return {part: [weight for _, weight in weights if weight.requires_grad] for part, weights in named}
+        return self._reader.backbone.trained()
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own union
         """AdamW over the planned number of steps."""
@@ -149,7 +142,8 @@ class CritiqueRewardModule(lightning.LightningModule):
     def training_step(self, batch: PackedQueries, batch_idx: int) -> dict[str, Any]:
         """The loss of a micro-batch, and what callbacks are told of it."""
         if not self._checked:
-            self._check(batch.rows)
+            self._checked = True
+            settle(as_scorer(self._reader), self._reader, self._way["step"], batch.rows)
         judged = self._reader(batch.rows)
         terms = self._terms(batch, judged)
         loss = reward_loss(over_data(terms, self._planned, len(batch.ids)), self.weights)
@@ -182,31 +176,9 @@ class CritiqueRewardModule(lightning.LightningModule):
         """What people gave the responses in the dimensions that are learned, (responses, dimensions)."""
         return batch.scores[:, [DIMENSIONS.index(name) for name in self.dimensions]]
 
-    def _check(self, rows: PackedRows) -> None:
-        """Refuse, or where the config leaves the choice, give up, packed rows that are not exact here."""
-        self._checked = True
-        reader = self._reader
-        if reader.step == "separate":
-            return
-        if self._way["step"] == "shared_prefix":
-            require_agreement(as_scorer(reader), rows)
-            return
-        found = agreement(as_scorer(reader), rows)
-        if found.holds:
-            log.info("self-check: packed and separate rows agree (%.1e, allowed %.0e)", *found)
-            return
-        log.warning("self-check: %s; going on with separate rows", found)
-        reader.step = "separate"
-
     def _work(self, batch: PackedQueries) -> Work:
-        """What a micro-batch costs, from its shapes; the head is next to nothing."""
-        shared = self._reader.step == "shared_prefix"
-        sizes: list[Lengths] = lengths(batch.rows)
-        pixels = sum(seen.numel() for name, seen in batch.rows.features.items() if name.startswith("pixel_values"))
-        supervised = int((batch.rows.labels >= 0).sum())
-        flops = self._cost.step(sizes, supervised, pixels, shared, self.config.activation_checkpointing)
-        tokens, unique = (sum(tokens_of(size, way) for size in sizes) for way in (shared, True))
-        return Work(sum(map(bool, batch.ids)), len(batch.pairs), tokens, unique, flops)
+        """What a micro-batch costs, from its shapes."""
+        return self._cost.work(batch, self._reader.step == "shared_prefix", self.config.activation_checkpointing)
 
 
 def over_data(terms: RewardTerms, plan: RewardPlan, queries: int) -> RewardTerms:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from ..reports import Work
+from .packed import lengths
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..batches import PackedQueries
     from .backbone import Backbone
 
 Lengths = tuple[int, tuple[int, ...]]
@@ -55,6 +59,15 @@ class Cost:
         trained = sum(weight.numel() for weight in layers if weight.requires_grad)
         self.backward = 1 + trained / max(1, sum(weight.numel() for weight in layers))
         """Of the decoder's layers, over their forward pass: the gradient of states, and of the weights that learn."""
+
+    def work(self, batch: PackedQueries, shared: bool, again: bool) -> Work:
+        """What a micro-batch costs; `again`: the layers are computed once more in the backward pass."""
+        sizes: list[Lengths] = lengths(batch.rows)
+        pixels = sum(seen.numel() for name, seen in batch.rows.features.items() if name.startswith("pixel_values"))
+        supervised = int((batch.rows.labels >= 0).sum())
+        flops = self.step(sizes, supervised, pixels, shared, again)
+        tokens, unique = (sum(tokens_of(size, way) for size in sizes) for way in (shared, True))
+        return Work(sum(map(bool, batch.ids)), len(batch.pairs), tokens, unique, flops)
 
     def step(self, lengths: Sequence[Lengths], supervised: int, pixels: int, shared: bool, again: bool) -> float:
         """Forward and backward of a batch; `again`: the layers are computed once more in the backward pass."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import lightning
@@ -11,23 +10,21 @@ import torch
 from ..reports import PairReport, Work
 from .attention import Kernel
 from .betas import Evidence, ImplicitBeta, PairBeta, RewardMarginBeta, updated_gap
-from .families import Part
-from .flops import Cost, Lengths, tokens_of
+from .flops import Cost
 from .loading import BackboneConfig
 from .losses import PreferenceLoss, Sigmoid, log_ratio, response_nll, take
 from .margins import MarginSource, margins, pair_chances
-from .optimiser import Optimiser
-from .packed import Step, lengths
+from .optimiser import Optimiser, require_fine
+from .packed import Step
 from .scorer import ResponseScorer
-from .selfcheck import agreement, require_agreement
+from .selfcheck import settle
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..batches import PackedQueries, PackedRows
+    from ..batches import PackedQueries
     from .logps import ResponseLogps
 
-log = logging.getLogger(__name__)
 Weighting = Literal["pair", "query"]
 
 
@@ -117,9 +114,7 @@ class MMDPOModule(lightning.LightningModule):
 
     def parts(self) -> dict[str, list[torch.nn.Parameter]]:
         """What is trained, by part of the model."""
-        every: tuple[Part, ...] = ("vision", "projector", "language")
-        named = ((part, self._scorer.backbone.part(part)) for part in every)
-        return {part: [weight for _, weight in weights if weight.requires_grad] for part, weights in named}
+        return self._scorer.backbone.trained()
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own union
         """AdamW over the planned number of steps."""
@@ -140,7 +135,8 @@ class MMDPOModule(lightning.LightningModule):
     def training_step(self, batch: PackedQueries, batch_idx: int) -> dict[str, Any]:
         """The loss of a micro-batch, and what callbacks are told of it."""
         if not self._checked:
-            self._check(batch.rows)
+            self._checked = True
+            settle(self._scorer, self._scorer, self._way["step"], batch.rows)
         losses, report = self._compare(batch, self._scorer(batch.rows))
         self._remember(report)
         loss = self._weighed(losses, batch)
@@ -202,33 +198,9 @@ class MMDPOModule(lightning.LightningModule):
             gaps = self.trainer.strategy.reduce(self.beta.beta0 * report.gap.mean(), reduce_op="mean")
             self.usual_gap = updated_gap(self.usual_gap, torch.as_tensor(gaps).reshape(1), self.beta.momentum)
 
-    def _check(self, rows: PackedRows) -> None:
-        """Refuse, or where the config leaves the choice, give up, packed rows that are not exact here."""
-        self._checked = True
-        scorer = self._scorer
-        if scorer.step == "separate":
-            return
-        if self._way["step"] == "shared_prefix":
-            require_agreement(scorer, rows)
-            return
-        found = agreement(scorer, rows)
-        if found.holds:
-            log.info("self-check: packed and separate rows agree (%.1e, allowed %.0e)", *found)
-            return
-        log.warning("self-check: %s; going on with separate rows", found)
-        scorer.step = "separate"
-
     def _work(self, batch: PackedQueries) -> Work:
         """What a micro-batch costs, from its shapes."""
-        shared = self._scorer.step == "shared_prefix"
-        sizes: list[Lengths] = lengths(batch.rows)
-        pixels = sum(
-            batch.rows.features[name].numel() for name in batch.rows.features if name.startswith("pixel_values")
-        )
-        supervised = int((batch.rows.labels >= 0).sum())
-        flops = self._cost.step(sizes, supervised, pixels, shared, self.config.activation_checkpointing)
-        tokens, unique = (sum(tokens_of(size, way) for size in sizes) for way in (shared, True))
-        return Work(sum(map(bool, batch.ids)), len(batch.pairs), tokens, unique, flops)
+        return self._cost.work(batch, self._scorer.step == "shared_prefix", self.config.activation_checkpointing)
 
     def pull(self, margin: Tensor) -> Tensor:
         """How hard the loss pulls at z where the policy is the reference still, |dloss / dz|, per margin."""
@@ -238,16 +210,6 @@ class MMDPOModule(lightning.LightningModule):
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(self.loss(z, beta, margin).sum(), z)
         return slope.abs()
-
-
-def require_fine(module: torch.nn.Module) -> None:
-    """Refuse to train weights whose type rounds the optimiser's steps away."""
-    coarse = [weight.dtype for weight in module.parameters() if weight.requires_grad and weight.dtype.itemsize < 4]
-    if coarse:
-        raise ValueError(
-            f"model.backbone.dtype: expected float32 for weights that are trained, got {coarse[0]}: steps of AdamW are "
-            "smaller than its rounding; say float32 with trainer.precision bf16-mixed, or train adapters (lora)"
-        )
 
 
 def _per_response(batch: PackedQueries) -> list[str]:

@@ -58,3 +58,13 @@ def share_of_peak(step: int, steps: int, warm: int, least: float) -> float:
         return (step + 1) / warm
     done = min(1.0, (step - warm) / max(1, steps - warm))
     return least + (1 - least) * (1 + math.cos(math.pi * done)) / 2
+
+
+def require_fine(module: torch.nn.Module) -> None:
+    """Refuse to train weights whose type rounds the optimiser's steps away."""
+    coarse = [weight.dtype for weight in module.parameters() if weight.requires_grad and weight.dtype.itemsize < 4]
+    if coarse:
+        raise ValueError(
+            f"model.backbone.dtype: expected float32 for weights that are trained, got {coarse[0]}: steps of AdamW are "
+            "smaller than its rounding; say float32 with trainer.precision bf16-mixed, or train adapters (lora)"
+        )

@@ -49,12 +49,18 @@ class PackedReader(torch.nn.Module):
     Args:
         backbone: Whose states.
         step: `shared_prefix`, `separate`, or `auto`: the former where it is exact.
+        chunk: At most so many rows of logits exist at once, where logits are made of states.
         kernel: How segments look back at a shared prefix.
         rows_at_once: Of separate rows, computed again in the backward pass where there are more; None: all.
     """
 
     def __init__(
-        self, backbone: Backbone, step: Step = "auto", kernel: Kernel = "auto", rows_at_once: int | None = None
+        self,
+        backbone: Backbone,
+        step: Step = "auto",
+        chunk: int = 512,
+        kernel: Kernel = "auto",
+        rows_at_once: int | None = None,
     ) -> None:
         super().__init__()
         reason = why_not_shared(backbone.config)
@@ -63,7 +69,9 @@ class PackedReader(torch.nn.Module):
         _require_known(step=(step, Step), kernel=(kernel, Kernel))
         if rows_at_once is not None and rows_at_once < 1:
             raise ValueError(f"rows_at_once: expected 1 or more, got {rows_at_once}; null is all")
-        self.backbone, self.kernel, self.rows_at_once = backbone, kernel, rows_at_once
+        if chunk < 1:
+            raise ValueError(f"chunk: expected 1 or more, got {chunk}; 512 is usual")
+        self.backbone, self.chunk, self.kernel, self.rows_at_once = backbone, chunk, kernel, rows_at_once
         self.step: Way = "separate" if reason or step == "separate" else "shared_prefix"
 
     def states(self, step: Way, rows: PackedRows, places: Places) -> Tensor:

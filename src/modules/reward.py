@@ -113,15 +113,13 @@ class RewardReader(PackedReader):
         kernel: Kernel = "auto",
         rows_at_once: int | None = None,
     ) -> None:
-        super().__init__(backbone, step, kernel, rows_at_once)
-        if chunk < 1:
-            raise ValueError(f"chunk: expected 1 or more, got {chunk}; 512 is usual")
+        super().__init__(backbone, step, chunk, kernel, rows_at_once)
         if head.width != (width := width_of(backbone)):
             raise ValueError(
                 f"reward head: expected one for states of width {width}, got one of {head.width}; head and body are of "
                 "different checkpoints"
             )
-        self.head, self.chunk = head, chunk
+        self.head = head
 
     def forward(self, rows: PackedRows) -> Judged:
         """What there is to say of the responses of packed rows, in their order."""

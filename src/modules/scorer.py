@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..batches import IGNORED, PackedRows
 from .logps import ResponseLogps, summed, token_logps
-from .packed import PackedReader, Places, Step, Way
+from .packed import PackedReader, Places, Way
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from .attention import Kernel
-    from .backbone import Backbone
 
 
 class Told(NamedTuple):
@@ -35,28 +32,7 @@ def told(rows: PackedRows) -> Told:
 
 
 class ResponseScorer(PackedReader):
-    """The log-probs of responses, computed inside one forward, where a sharded head is whole.
-
-    Args:
-        backbone: Whose log-probs.
-        step: `shared_prefix`, `separate`, or `auto`: the former where it is exact.
-        chunk: At most so many rows of logits exist at once.
-        kernel: How segments look back at a shared prefix.
-        rows_at_once: Of separate rows, computed again in the backward pass where there are more; None: all.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        step: Step = "auto",
-        chunk: int = 512,
-        kernel: Kernel = "auto",
-        rows_at_once: int | None = None,
-    ) -> None:
-        super().__init__(backbone, step, kernel, rows_at_once)
-        if chunk < 1:
-            raise ValueError(f"chunk: expected 1 or more, got {chunk}; 512 is usual")
-        self.chunk = chunk
+    """The log-probs of responses, computed inside one forward, where a sharded head is whole."""
 
     def forward(self, rows: PackedRows) -> ResponseLogps:
         """Sums and counts of the responses of packed rows, in their order."""

@@ -5,6 +5,7 @@ A backbone that looks across a packed row would train on wrong gradients without
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from ..batches import PackedRows
     from .backbone import Backbone
     from .logps import ResponseLogps
-    from .packed import Way
+    from .packed import PackedReader, Step, Way
 
+log = logging.getLogger(__name__)
 FINE, COARSE = 1e-3, 0.1
 """Nats per square root of a response's tokens: what rounding may do in float32, and in bfloat16."""
 
@@ -72,6 +74,21 @@ def require_agreement(scorer: TwoWays, rows: PackedRows) -> None:
     found = agreement(scorer, rows)
     if not found.holds:
         raise ValueError(f"step: {found}: this checkpoint looks across a packed row; say separate")
+
+
+def settle(compared: TwoWays, reader: PackedReader, asked: Step, rows: PackedRows) -> None:
+    """Before the first step: refuse, or where `asked` leaves the choice, give up, packed rows that are not exact."""
+    if reader.step == "separate":
+        return
+    if asked == "shared_prefix":
+        require_agreement(compared, rows)
+        return
+    found = agreement(compared, rows)
+    if found.holds:
+        log.info("self-check: packed and separate rows agree (%.1e, allowed %.0e)", *found)
+        return
+    log.warning("self-check: %s; going on with separate rows", found)
+    reader.step = "separate"
 
 
 @contextmanager
