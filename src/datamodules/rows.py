@@ -7,7 +7,7 @@ told to, or says why the query cannot be used.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -88,6 +88,10 @@ class Critiques:
     frames: int
     template: Template
     source: CritiqueSource = "critique_or_reason"
+    after: str = ""
+    """What the chat template puts behind the end of a critique, where the model reads on to there."""
+    written: Callable[[RankedQuery], Sequence[str]] | None = None
+    """Critiques from elsewhere, one for each response, in place of those that the data hold."""
 
     def __call__(self, sample: Sample) -> Row:
         """Everything before the response is shared; response and request are given, the critique is supervised."""
@@ -97,18 +101,29 @@ class Critiques:
         tokenizer, start = self.processor.tokenizer, prompt.text_starts[place]
         tail = prompt.input_ids[start + len(encode_text(tokenizer, responses[0].text)) :]
         told = tuple(
-            Continuation(torch.cat([encode_text(tokenizer, response.text), tail]), self._critique(response))
-            for response in responses
+            Continuation(torch.cat([encode_text(tokenizer, response.text), tail]), self._critique(critique))
+            for response, critique in zip(responses, self.critiques(sample.ranked), strict=True)
         )
         per_token = {name: value[:start] for name, value in prompt.per_token.items()}
         places = tuple(range(len(responses)))
         return Row(sample.ranked, places, prompt.input_ids[:start], told, prompt.features, per_token)
 
-    def _critique(self, response: Response) -> Tensor:
-        """The critique as it is supervised; nothing where there is none."""
+    def critiques(self, ranked: RankedQuery) -> Sequence[str]:
+        """The critique of each response; empty where there is none."""
+        return (
+            [self._known(response) for response in ranked.responses] if self.written is None else self.written(ranked)
+        )
+
+    def _known(self, response: Response) -> str:
         known = {"critique": response.critique, "reason": response.reason, "none": ""}
-        text = response.critique or response.reason if self.source == "critique_or_reason" else known[self.source]
-        return encode_response(self.processor, text) if text else torch.empty(0, dtype=torch.long)
+        return response.critique or response.reason if self.source == "critique_or_reason" else known[self.source]
+
+    def _critique(self, text: str) -> Tensor:
+        """The critique as it is supervised; nothing where there is none."""
+        if not text:
+            return torch.empty(0, dtype=torch.long)
+        said = encode_response(self.processor, text)
+        return torch.cat([said, encode_text(self.processor.tokenizer, self.after)]) if self.after else said
 
 
 def _loader(sample: Sample, frames: int) -> Any:  # noqa: ANN401 - a function from a medium to its pictures

@@ -226,14 +226,11 @@ class RewardModel:
                 f"or none alone; got {critique!r} with {len(critiques)} critiques, {'a' if saying else 'no'} saying "
                 f"and {'a' if speak else 'no'} speak"
             )
-        if critique == "generated" and speak is None and self.judging.after_critique:
-            raise ValueError(
-                f"critique: this model reads its rewards behind {self.judging.after_critique!r}, which follows a "
-                "critique, and those that it writes end before it; write them first (`speak`), or give them"
-            )
         if critique == "generated" and speak is None:
             rows = self.rows(query, responses, media=media)
-            said = [agreed(each) for each in spoken(self.reader, self.processor.tokenizer, rows, saying or Saying())]
+            after = self.judging.after_critique
+            told = spoken(self.reader, self.processor.tokenizer, rows, saying or Saying(), after)
+            said = [agreed(each) for each in told]
             return [self._scored(each.reward, each.text, torch.tensor(each.dimensions)) for each in said]
         if speak is not None:
             critiques = speak(self.rows(query, responses, media=media))

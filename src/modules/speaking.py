@@ -14,21 +14,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from transformers import DynamicCache
 
-from ..batches import IGNORED, PADDING, PREFIX
-from .attention import shared_prefixes
-from .packed import lengths, unpacked
-from .reward import ends
+from ..batches import IGNORED, PREFIX
+from ..encoding import encode_text
+from .packed import lengths
+from .remembering import memories
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
     from ..batches import PackedRows
-    from .attention import SharedPrefixes
     from .backbone import Backbone
+    from .remembering import Alone, Together
     from .reward import RewardReader
 
 
@@ -76,10 +75,17 @@ class Spoken(NamedTuple):
     """How many tokens were chosen, the end of the turn among them."""
 
 
-def spoken(reader: RewardReader, tokenizer: Any, rows: PackedRows, saying: Saying) -> list[tuple[Spoken, ...]]:  # noqa: ANN401 - transformers is untyped
+def spoken(
+    reader: RewardReader,
+    tokenizer: Any,  # noqa: ANN401 - transformers is untyped
+    rows: PackedRows,
+    saying: Saying,
+    after: str = "",
+) -> list[tuple[Spoken, ...]]:
     """The critiques that each response of packed rows is given, in the order of the responses.
 
-    The rows hold nothing that is supervised: each segment ends where a critique begins.
+    The rows hold nothing that is supervised: each segment ends where a critique begins. The head judges behind
+    `after`, which follows the end of each critique.
     """
     if (rows.labels != IGNORED).any():
         raise ValueError("rows: expected responses and no critiques, got some; make the rows without them")
@@ -89,8 +95,9 @@ def spoken(reader: RewardReader, tokenizer: Any, rows: PackedRows, saying: Sayin
         luck = _luck(rows, saying)
         rows, luck = move_data_to_device((rows, luck), reader.head.out.weight.device)
         stops = _stops(reader.backbone, tokenizer.eos_token_id, luck.device)
-        memories = _memories(reader, rows, saying.samples)
-        talks = [_talk(reader, memory, luck[voices], saying, stops) for voices, memory in memories]
+        tail = torch.cat([stops[:1], encode_text(tokenizer, after).to(stops)]) if after else stops[:1]
+        kept = memories(reader, rows, saying.samples)
+        talks = [_talk(reader, memory, luck[voices], saying, stops, tail) for voices, memory in kept]
         tokens, sizes, scores = (torch.cat(each).cpu() for each in zip(*talks, strict=True))
     found = []
     for said, size, (reward, *others) in zip(tokens, sizes.tolist(), scores.tolist(), strict=True):
@@ -119,9 +126,6 @@ def _media(backbone: Backbone, device: torch.device) -> Tensor:
     numbers = [getattr(backbone.config, medium.token) for medium in backbone.family.media]
     known = [number for number in numbers if number < len(backbone.head.weight)]
     return torch.tensor(known, dtype=torch.long, device=device)
-
-
-# Choosing ----------------------------------------------------------------------------------------------------
 
 
 def _luck(rows: PackedRows, saying: Saying) -> Tensor:
@@ -153,147 +157,33 @@ def _chosen(logits: Tensor, temperature: float, luck: Tensor) -> Tensor:
 
 
 def _talk(
-    reader: RewardReader, memory: _Together | _Alone, luck: Tensor, saying: Saying, stops: Tensor
+    reader: RewardReader, memory: Together | Alone, luck: Tensor, saying: Saying, stops: Tensor, tail: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What is said from here on, (critiques, most tokens); how much of it counts, (critiques,); and the scores."""
+    """What is said from here on, (critiques, most tokens); how much of it counts, (critiques,); and the scores.
+
+    A critique that ends goes on with the tail, whatever it ended with, and is judged at the tail's last token.
+    """
     states, most, media = memory.begin(), saying.max_new_tokens, _media(reader.backbone, stops.device)
     live = torch.arange(len(states), device=states.device)
-    said = stops.new_zeros(len(live), most + 1)
-    sizes = torch.empty_like(live)
+    said = stops.new_zeros(len(live), most + len(tail))
+    sizes, read = torch.empty_like(live), torch.zeros_like(live)  # read: of the tail
     scores = torch.empty(len(live), 1 + reader.head.dimensions, dtype=torch.float64, device=states.device)
-    for step in range(most + 1):
+    for step in range(most + len(tail)):
         if step < most:
             logits = reader.backbone.head(states).index_fill(1, media, -torch.inf)
             tokens = _chosen(logits, saying.temperature, luck[live, step])
         else:
             tokens = stops[0].expand(len(live))
-        said[live, step], over = tokens, torch.isin(tokens, stops)
-        states = memory.read(torch.where(over, stops[0], tokens))
-        if over.any():
-            scores[live[over]], sizes[live[over]] = reader.head(states[over]).double(), step
+        begun = read[live] > 0
+        ended = torch.isin(tokens, stops) & ~begun
+        sizes[live[ended]] = step
+        said[live, step] = torch.where(begun | ended, tail[read[live]], tokens)
+        states = memory.read(said[live, step])
+        read[live] += begun | ended
+        if (over := read[live] == len(tail)).any():
+            scores[live[over]] = reader.head(states[over]).double()
             live, states = live[~over], states[~over]
             if not len(live):
                 break
             memory.keep(~over)
     return said, sizes, scores
-
-
-# Remembering -------------------------------------------------------------------------------------------------
-
-
-def _memories(reader: RewardReader, rows: PackedRows, samples: int) -> Iterator[tuple[slice, _Together | _Alone]]:
-    """Memories of all critiques in their order: one of all together, or one of each."""
-    backbone = reader.backbone
-    embeds, positions = backbone.embed(rows), backbone.positions(rows)
-    if reader.step == "shared_prefix":
-        yield slice(None), _Together(reader, rows, embeds, positions, samples)
-        return
-    types = rows.per_token.get(backbone.family.token_types)
-    for response, (row, columns, inside) in enumerate(zip(*unpacked(rows), strict=True)):
-        at = columns[inside]
-        kinds = None if types is None else types[row, at][None]
-        for voice in range(response * samples, (response + 1) * samples):
-            yield slice(voice, voice + 1), _Alone(backbone, embeds[row, at][None], positions[..., row, at], kinds)
-
-
-class _Together:
-    """All critiques of packed rows: each row grows by a token per critique."""
-
-    def __init__(self, reader: RewardReader, rows: PackedRows, embeds: Tensor, positions: Tensor, samples: int) -> None:
-        self.backbone, self.kernel, self.samples = reader.backbone, reader.kernel, samples
-        self.rows, self.embeds, self.positions = rows, embeds, positions
-        self.cache, self.labels, last = DynamicCache(), rows.segment_ids, ends(rows)
-        self.row, segments = last.rows.repeat_interleave(samples), rows.segment_ids.amax(1)
-        self.given = (last.owners - (segments.cumsum(0) - segments)[last.rows] + 1).repeat_interleave(samples)
-        # Critiques go on in numbers where the segments of the longest row end.
-        self.voice = torch.arange(len(self.row), device=self.row.device) + rows.segment_ids.max() + 1
-        seen = (self.labels[self.row] == PREFIX) | (self.labels[self.row] == self.given[:, None])
-        self.next = torch.where(seen, positions[..., self.row, :], -1).amax(-1) + 1  # (critiques,) or (3, critiques)
-        self._arrange()
-
-    def begin(self) -> Tensor:
-        """All rows end to end, as they are read in training."""
-        rows, real, last = self.rows, self.rows.segment_ids != PADDING, ends(self.rows)
-        counts = real.sum(1)
-        needed, at = torch.unique((counts.cumsum(0) - counts)[last.rows] + last.columns, return_inverse=True)
-        layout = shared_prefixes(lengths(rows), real.device, self.kernel)._replace(needed=needed)
-        told = self.embeds[real][None], self.positions[..., real][..., None, :], real.new_ones(1, 1, 1, 1)
-        states = _states(self.backbone, *told, self.cache, shared_prefix=layout)
-        layers: Any = self.cache.layers
-        for layer in layers:
-            layer.keys, layer.values = _apart(layer.keys, real), _apart(layer.values, real)
-        states = states[0][at if states.shape[1] == len(needed) else needed[at]]
-        return states.repeat_interleave(self.samples, 0)
-
-    def read(self, tokens: Tensor) -> Tensor:
-        """One more column for each critique of a row, and one more row of the mask."""
-        at = self.row, self.slot
-        embeds = self.backbone.whole.get_input_embeddings()(tokens.new_zeros(self.own.shape).index_put(at, tokens))
-        positions = self.next.new_zeros(*self.next.shape[:-1], *self.own.shape)
-        positions[..., self.row, self.slot] = self.next
-        self.labels = torch.cat([self.labels, self.own], 1)
-        key = self.labels[:, None]
-        mask = (key == PREFIX) | (key == self.behind[..., None]) | (key == self.own[..., None])
-        self.next = self.next + 1
-        # As numbers to add, once for all layers: each would make them of truth values by itself.
-        return _states(self.backbone, embeds, positions, mask[:, None].to(embeds.dtype).log(), self.cache)[at]
-
-    def keep(self, still: Tensor) -> None:
-        """Critiques that have ended get no more columns, and rows without others are forgotten."""
-        self.given, self.voice, self.next = self.given[still], self.voice[still], self.next[..., still]
-        rows, self.row = torch.unique(self.row[still], return_inverse=True)
-        if len(rows) < len(self.labels):
-            self.labels = self.labels[rows]
-            self.cache.batch_select_indices(rows)
-        self._arrange()
-
-    def _arrange(self) -> None:
-        """Which column of a step is whose; a row with fewer critiques than another has padding."""
-        counts = torch.bincount(self.row, minlength=len(self.labels))
-        self.slot = torch.arange(len(self.row), device=self.row.device) - (counts.cumsum(0) - counts)[self.row]
-        empty = self.voice.new_full((len(counts), int(counts.max())), PADDING)
-        self.own, self.behind = (empty.index_put((self.row, self.slot), each) for each in (self.voice, self.given))
-
-
-def _apart(kept: Tensor, real: Tensor) -> Tensor:
-    """What is kept of rows end to end, (1, heads, all tokens, width), as (rows, heads, tokens, width)."""
-    if len(real) == 1:
-        return kept
-    rows = kept.new_zeros(*real.shape, kept.shape[1], kept.shape[3])
-    rows[real] = kept[0].transpose(0, 1)
-    return rows.transpose(1, 2)
-
-
-class _Alone:
-    """One critique, read as the family's own model reads it; for layers that cannot share a prefix."""
-
-    def __init__(self, backbone: Backbone, embeds: Tensor, positions: Tensor, types: Tensor | None) -> None:
-        self.backbone, self.embeds, self.types = backbone, embeds, types
-        self.positions, self.next = positions[..., None, :], positions.amax() + 1
-        self.seen = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        self.cache = DynamicCache(config=backbone.decoder.config)
-
-    def begin(self) -> Tensor:
-        """The response behind its prefix."""
-        masks = self.backbone.masks(self.embeds, self.seen, self.positions, self.types)
-        return _states(self.backbone, self.embeds, self.positions, masks, self.cache)[:, -1]
-
-    def read(self, tokens: Tensor) -> Tensor:
-        """One more token."""
-        self.seen = torch.cat([self.seen, self.seen[:, :1]], 1)
-        embeds = self.backbone.whole.get_input_embeddings()(tokens[None])
-        positions = self.next.expand(*self.positions.shape[:-1], 1)
-        self.next = self.next + 1
-        return _states(self.backbone, embeds, positions, self.seen, self.cache)[:, -1]
-
-    def keep(self, still: Tensor) -> None:
-        """There is only one, which goes on."""
-
-
-def _states(
-    backbone: Backbone, embeds: Tensor, positions: Tensor, mask: object, cache: DynamicCache, **layout: SharedPrefixes
-) -> Tensor:
-    """The last states, (rows, tokens, width); what the layers remember is kept in the cache."""
-    told = {"inputs_embeds": embeds, "position_ids": positions, "attention_mask": mask}
-    states: Tensor = backbone.decoder(**told, past_key_values=cache, use_cache=True, **layout).last_hidden_state
-    return states

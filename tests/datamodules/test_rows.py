@@ -156,6 +156,22 @@ def test_the_critique_comes_from_where_it_is_said(processor, source, expected):
     assert {told.supervised.dtype for told in made.continuations} == {torch.long}
 
 
+def test_behind_a_critique_stands_what_the_model_reads_on_to(processor):
+    case = sample("q", texts=("a", "b"), reasons=("R0", ""))
+    made = Critiques(processor, 8, JUDGE, after="\n")(case)
+    assert [processor.tokenizer.decode(told.supervised) for told in made.continuations] == ["R0<|im_end|>\n", ""]
+    whole, _ = ordinary(processor, case, ("Question:\n", "\nAnswer:\na\nVerdict:"), "R0")
+    first = made.continuations[0]
+    assert joined(processor, made.prefix, first.given, first.supervised) == processor.tokenizer.decode(whole)
+
+
+def test_critiques_from_elsewhere_take_the_place_of_those_in_the_data(processor):
+    case = sample("q", texts=("a", "b", "c"), reasons=("R0", "R1"))
+    made = Critiques(processor, 8, JUDGE, written=lambda ranked: [f"W {each.text}" for each in ranked.responses])(case)
+    said = [processor.tokenizer.decode(told.supervised) for told in made.continuations]
+    assert said == ["W a<|im_end|>", "W b<|im_end|>", "W c<|im_end|>"]
+
+
 @pytest.mark.parametrize("frames", [1, 2, 3, 8])
 def test_a_film_has_as_many_frames_as_are_asked_for_however_many_are_stored(processor, frames):
     for film in (FILM, SHORT_FILM, SHORT_FILM[:2]):

@@ -279,6 +279,21 @@ def test_it_reads_the_same_tokens_and_pictures_as_in_training(family):
                 assert all(torch.equal(these[key], those[key]) for key in those)
 
 
+@pytest.mark.parametrize("after", ["\n", " the end"])
+def test_it_reads_on_behind_a_critique_to_where_it_was_trained_to(after):
+    processor = made("llava_onevision")[1]
+    judging = Judging(TEMPLATE, FRAMES, after_critique=after)
+    judge = RewardModel(RewardReader(ours("llava_onevision"), lively_head(dimensions=0)), processor, judging)
+    for case in judged_samples(KINDS["llava_onevision"]):
+        query, responses = case.ranked.query, case.ranked.responses
+        rows = judge.rows(query, [each.text for each in responses], [each.critique for each in responses], shown(case))
+        encode = Critiques(processor, FRAMES, TEMPLATE, "critique", after)
+        trained = laid_out("llava_onevision", [encode(case)])
+        assert torch.equal(rows.input_ids, trained.input_ids)
+        said = processor.tokenizer.decode(rows.input_ids[0])
+        assert said.count(f"<|im_end|>{after}") >= sum(bool(each.critique) for each in responses)
+
+
 def test_scores_with_and_without_critiques(model):
     critiques = ["It is right.", ""]
     given = model.score(QUERY, SAID, critique="given", critiques=critiques)

@@ -13,7 +13,7 @@ import transformers as hf
 
 from mmrlhf.batches import Continuation
 from mmrlhf.datamodules.rows import Critiques
-from mmrlhf.modules import speaking
+from mmrlhf.modules import remembering, speaking
 from mmrlhf.modules.backbone import backbone_of
 from mmrlhf.modules.families import family_of
 from mmrlhf.modules.reward import RewardReader
@@ -108,9 +108,10 @@ def numbers(found):
     return torch.tensor([[each.reward, *each.dimensions] for said in found for each in said])
 
 
-def forced(family, found):
+def forced(family, found, after=""):
     """The numbers of a reader that is given critiques by their tokens, with the end of the turn, (critiques, ...)."""
-    end = torch.tensor([made(family)[1].tokenizer.eos_token_id])
+    tokenizer = made(family)[1].tokenizer
+    end = torch.tensor([tokenizer.eos_token_id, *tokenizer(after, add_special_tokens=False)["input_ids"]])
     critiques, rows = iter(found), []
     for row in asked(family):
         told = [
@@ -144,6 +145,20 @@ def test_rewards_are_those_of_reading_the_critiques_again(family):
     expected = forced(family, found)
     torch.testing.assert_close(numbers(found), expected, rtol=0, atol=1e-4)
     assert expected.std(0).min() > 0.05, "rewards that are all the same test little"
+
+
+@pytest.mark.parametrize("after", ["\n", " the end of all"])
+@pytest.mark.parametrize("step", ["auto", "separate"])
+def test_rewards_may_be_read_behind_what_follows_a_critique(after, step):
+    family = "llava_onevision"
+    rows, tokenizer = laid_out(family, asked(family)), made(family)[1].tokenizer
+    found = spoken(judge(family, step), tokenizer, rows, SAYING, after)
+    said = [[each.tokens.tolist() for each in several] for several in found]
+    assert said == [[each.tokens.tolist() for each in several] for several in together(family)]
+    assert [each.cut for (each,) in found] == [each.cut for (each,) in together(family)]
+    assert [each.generated for (each,) in found] == [each.generated for (each,) in together(family)]
+    torch.testing.assert_close(numbers(found), forced(family, found, after), rtol=0, atol=1e-4)
+    assert (numbers(found) - numbers(together(family))).abs().max() > 1e-2, "an end that changes nothing tests nothing"
 
 
 @pytest.mark.parametrize("family", SHARING)
@@ -181,9 +196,9 @@ def test_a_query_without_media_needs_no_others_and_a_batch_of_one_has_no_padding
 
 def test_every_token_is_read_once_and_critiques_that_have_ended_are_not_read_on(monkeypatch):
     reads, family = [], "llava_onevision"
-    real = speaking._states
+    real = remembering._states
     monkeypatch.setattr(
-        speaking, "_states", lambda *given, **told: reads.append(given[1].shape[:2]) or real(*given, **told)
+        remembering, "_states", lambda *given, **told: reads.append(given[1].shape[:2]) or real(*given, **told)
     )
     row = asked(family)[2]
     found = [said for (said,) in said_of(family, [row])]
@@ -198,9 +213,9 @@ def test_every_token_is_read_once_and_critiques_that_have_ended_are_not_read_on(
 
 def test_a_query_whose_critiques_have_all_ended_is_forgotten(monkeypatch):
     reads, family = [], "llava_onevision"
-    real = speaking._states
+    real = remembering._states
     monkeypatch.setattr(
-        speaking, "_states", lambda *given, **told: reads.append(given[1].shape[0]) or real(*given, **told)
+        remembering, "_states", lambda *given, **told: reads.append(given[1].shape[0]) or real(*given, **told)
     )
     said_of(family, asked(family))
     assert reads[1] == len(asked(family))
