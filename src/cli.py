@@ -35,11 +35,14 @@ VERBS = {
     "data export": "mmrlhf.formats.exporting:export_data",
     "data make-rewardbench": "mmrlhf.evaluation.making:make_rewardbench",
     "score": "mmrlhf.score:score",
+    "implicit-rewards": "mmrlhf.evaluation.implicit:implicit_rewards",
     "features": "mmrlhf.features:features",
     "train-dpo": "mmrlhf.train:train_dpo",
     "train-reward": "mmrlhf.train:train_reward",
     "convert-reward": "mmrlhf.convert:convert_reward",
+    "evaluate world": "mmrlhf.examine:evaluate_world",
     "evaluate rewardbench": "mmrlhf.evaluation.grading:evaluate_rewardbench",
+    "evaluate rewards": "mmrlhf.evaluation.ranked:evaluate_rewards",
     "env": "mmrlhf.cli:env",
 }
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from .fingerprint import of_file, of_value
 
 _CONFIG = "config.json"
-_SETTINGS = (".json", ".jinja", ".txt", ".model")
-_OF_MODEL = (_CONFIG, "generation_config.json")
-"""What no processor is made of; transformers writes its own version into it, so every copy is another."""
+_OF_PROCESSOR = re.compile(
+    r"(tokenizer|added_tokens|special_tokens|vocab|merges|chat_template|(\w+_)?(pre)?processor|(\w+_)?processing)"
+    r"[\w.-]*\.(json|jinja|txt)|.+\.(model|tiktoken|jinja)"
+)
+"""Names of files that processors are made of; a checkpoint may lie among others, of a training or of an examination."""
 
 
 def model_digest(folder: Path) -> str:
@@ -24,9 +27,5 @@ def processor_digest(folder: Path) -> str:
     """What stands for the processor of a checkpoint: its tokenizer, its templates, how it treats media."""
     # Of what lies deeper only templates: a training leaves checkpoints in folders.
     files = [path for path in [*folder.iterdir(), *folder.glob("additional_chat_templates/*")] if path.is_file()]
-    told = [path for path in files if path.name.endswith(_SETTINGS) and not _is_of_model(path.name)]
+    told = [path for path in files if _OF_PROCESSOR.fullmatch(path.name)]
     return of_value({path.relative_to(folder).as_posix(): of_file(path) for path in told})
-
-
-def _is_of_model(name: str) -> bool:
-    return name in _OF_MODEL or name.endswith(".safetensors.index.json")

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..stats import Interval, bootstrap_mean, kendall_tau_b
-from .rates import clustered_rate
+from ..stats import Interval, kendall_tau_b
+from .agreement import BINS, Floats, calibration_error, confidences, equal_bins, prefers_longer
+from .rates import Drawing, clustered_mean, clustered_rate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Floats = NDArray[np.float64]
 # Of Okabe and Ito (2008), which the colour-blind can tell apart; grey values differ too, for print.
 BLUE, RED = "#0072B2", "#D55E00"
 INK, SOFT = "#222222", "#8a8f98"
-_DRAWING: dict[str, Any] = {"level": 0.95, "resamples": 2000, "seed": 0}
+_DRAWING: Drawing = {"level": 0.95, "resamples": 2000, "seed": 0}
 
 
 def reward_by_rank(
@@ -44,7 +44,9 @@ def delta_by_gap(
     return figure
 
 
-def calibration(deltas: ArrayLike, queries: Sequence[str] | None = None, *, bins: int = 8, title: str = "") -> Figure:
+def calibration(
+    deltas: ArrayLike, queries: Sequence[str] | None = None, *, bins: int = BINS, title: str = ""
+) -> Figure:
     """How often the preferred answer is the better one, against the confidence sigmoid(abs δ) that the margin claims.
 
     `deltas` are of chosen over rejected, so a negative one is an error; a margin of 0 prefers nothing and counts half.
@@ -54,14 +56,15 @@ def calibration(deltas: ArrayLike, queries: Sequence[str] | None = None, *, bins
     confidence, right = confidences(values)
     figure, (axes, below) = _sheet(title, heights=(3.4, 1))
     axes.plot([0.5, 1], [0.5, 1], color=SOFT, linewidth=1, linestyle=(0, (4, 3)), label="calibrated")
-    error = 0.0
-    for members in _bins(confidence, bins):
-        found = _mean(right[members], _of(queries, members))
+    for members in equal_bins(confidence, bins):
+        found = clustered_rate(right[members], _of(queries, members), **_DRAWING)
         place = float(confidence[members].mean())
-        error += abs(found.value - place) * len(members) / len(values)
         axes.errorbar(place, found.value, _reach(found), fmt="o", color=BLUE, markersize=5, capsize=2.5, linewidth=1.3)
     axes.set_ylim(0, 1.03)
-    _note(axes, f"{len(values):,} pairs, {right.mean():.1%} right; mean gap to the line {error:.3f}")
+    _note(
+        axes,
+        f"{len(values):,} pairs, {right.mean():.1%} right; mean gap to the line {calibration_error(values, bins):.3f}",
+    )
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     _finish(axes, "", "share that is right")
     below.hist(confidence, np.linspace(0.5, 1, 26).tolist(), color=SOFT)
@@ -70,15 +73,6 @@ def calibration(deltas: ArrayLike, queries: Sequence[str] | None = None, *, bins
         each.set_xlim(0.495, 1.005)
     axes.tick_params(labelbottom=False)
     return figure
-
-
-def confidences(deltas: Floats) -> tuple[Floats, Floats]:
-    """The confidence that each margin claims, sigmoid(abs δ), and whether its sign is right, or half so.
-
-    >>> [values.tolist() for values in confidences(np.array([0.0, -800.0]))]
-    [[0.5, 1.0], [0.5, 0.0]]
-    """
-    return 1 / (1 + np.exp(-np.abs(deltas))), (deltas > 0) + (deltas == 0) / 2
 
 
 def length_bias(
@@ -94,20 +88,67 @@ def length_bias(
     for place, kind in ((0, axes.axhline), (0, axes.axvline)):
         kind(place, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     wrong = values <= 0
-    for which, colour, name in ((~wrong, BLUE, "right"), (wrong, RED, "wrong")):
+    for which, colour, name in ((~wrong, BLUE, "δ is right"), (wrong, RED, "δ is wrong")):
         axes.scatter(lengths[which], values[which], s=12, alpha=0.4, color=colour, linewidths=0, label=name)
-    for members in _bins(lengths, bins):
-        found = _mean(values[members], _of(queries, members))
+    for members in equal_bins(lengths, bins):
+        found = clustered_mean(values[members], _of(queries, members), **_DRAWING)
         axes.errorbar(
             np.median(lengths[members]), found.value, _reach(found), fmt="o", color=INK, capsize=2.5, markersize=5
         )
     _letters_or_pages(axes, float(np.abs(lengths).max()))
-    axes.legend(
-        edgecolor="none", framealpha=0.85, fontsize=8, loc="lower right", title="the margin is", title_fontsize=8
-    )
+    # Beside the note and not on the points: pages of text stand in any corner.
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1)
     _note(axes, _lengths_in_words(values, lengths))
     _finish(axes, "characters by which the chosen answer is longer", "margin δ (chosen less rejected)")
     return figure
+
+
+def in_and_out_of_fold(
+    seen: ArrayLike, unseen: ArrayLike, queries: Sequence[str] | None = None, *, title: str = ""
+) -> Figure:
+    """Margins of a model that was trained on a query against those of one that was not, with the mean of both.
+
+    Above the diagonal stands what training on the pair itself adds; a trainer that scales by δ sees the left axis.
+    """
+    inside, outside = _arrays(seen, unseen)
+    figure, axes = _sheet(title)
+    reach = float(max(np.abs(inside).max(), np.abs(outside).max())) * 1.06 or 1.0
+    for kind in (axes.axhline, axes.axvline):
+        kind(0, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    axes.plot([-reach, reach], [-reach, reach], color=SOFT, linewidth=1, zorder=1)
+    learned = (inside > 0) & (outside <= 0)
+    for which, colour, name in ((~learned, BLUE, "all others"), (learned, RED, "right only if seen")):
+        axes.scatter(outside[which], inside[which], s=12, alpha=0.4, color=colour, linewidths=0, label=name)
+    across, up = (
+        clustered_mean(values, _of(queries, np.arange(len(values))), **_DRAWING) for values in (outside, inside)
+    )
+    axes.errorbar(
+        across.value,
+        up.value,
+        _reach(up),
+        _reach(across),
+        fmt="D",
+        color=INK,
+        capsize=3,
+        markersize=5,
+        label="mean, 95 %",
+    )
+    axes.set_xlim(-reach, reach)
+    axes.set_ylim(-reach, reach)
+    axes.set_aspect("equal")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
+    _note(axes, _folds_in_words(inside, outside, _of(queries, np.arange(len(inside)))))
+    _finish(axes, "δ, the query unseen in training", "δ, the query seen in training")
+    return figure
+
+
+def _folds_in_words(inside: Floats, outside: Floats, queries: Sequence[str]) -> str:
+    more = clustered_mean(inside - outside, queries, **_DRAWING)
+    return (
+        f"seen: mean δ {inside.mean():+.3f}, {(inside > 0).mean():.1%} right; "
+        f"unseen: {outside.mean():+.3f}, {(outside > 0).mean():.1%}\n"
+        f"seen less unseen: {more.value:+.3f} ({more.low:+.3f} to {more.high:+.3f}, 95 % over queries)"
+    )
 
 
 def _letters_or_pages(axes: Any, most: float) -> None:  # noqa: ANN401
@@ -125,7 +166,7 @@ def _lengths_in_words(deltas: Floats, lengths: Floats) -> str:
     unequal = lengths != 0
     if not unequal.any():
         return "all answers are equally long"
-    people, reward = (lengths[unequal] > 0).mean(), (np.sign(deltas[unequal]) == np.sign(lengths[unequal])).mean()
+    people, reward = (lengths[unequal] > 0).mean(), prefers_longer(deltas[unequal], lengths[unequal]).mean()
     words = f"the longer one is preferred by people in {people:.0%}, by the reward in {reward:.0%}"
     if len(set(lengths)) > 1 and len(set(deltas)) > 1:
         words += f"\nKendall's τ of δ and length {kendall_tau_b(deltas, lengths):+.2f}"
@@ -154,7 +195,7 @@ def _columns(axes: Any, values: Floats, places: Floats, queries: Sequence[str] |
         low, middle, high = np.quantile(cloud, [0.25, 0.5, 0.75])
         axes.plot([at - 0.3, at + 0.04], [middle, middle], color=INK, linewidth=1.4, zorder=3)
         axes.plot([at - 0.3, at + 0.04, at + 0.04, at - 0.3, at - 0.3], [low, low, high, high, low], color=SOFT, lw=0.9)
-        found = _mean(cloud, _of(queries, members))
+        found = clustered_mean(cloud, _of(queries, members), **_DRAWING)
         axes.errorbar(at + 0.2, found.value, _reach(found), fmt="D", color=RED, markersize=5, capsize=3, zorder=4)
     labels = [f"{kind:g}\nn = {int((places == kind).sum()):,}" for kind in kinds]
     axes.set_xticks(range(len(kinds)), labels)
@@ -162,29 +203,15 @@ def _columns(axes: Any, values: Floats, places: Floats, queries: Sequence[str] |
     _note(axes, "points and their middle half; red: mean, 95 % over queries")
 
 
-def _bins(values: Floats, bins: int) -> list[NDArray[np.intp]]:
-    """The places of about equally many values each; equal ones stay together, or a bin would sort them by chance."""
-    edges = np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1])
-    numbers = np.searchsorted(edges, values, side="right")
-    return [np.flatnonzero(numbers == number) for number in np.unique(numbers)]
-
-
-def _mean(values: Floats, queries: Sequence[str] | None) -> Interval:
-    """The mean with an interval over queries; a share that is 0 or 1 throughout has Wilson's."""
-    clusters = [str(place) for place in range(len(values))] if queries is None else list(queries)
-    if set(values) <= {0.0, 1.0}:
-        return clustered_rate([bool(value) for value in values], clusters, **_DRAWING)
-    if len(set(clusters)) == 1:
-        return Interval(float(values.mean()), float(values.mean()), float(values.mean()), _DRAWING["level"])
-    return bootstrap_mean(values, clusters, **_DRAWING)
-
-
-def _of(queries: Sequence[str] | None, members: NDArray[np.intp]) -> list[str] | None:
-    return None if queries is None else [queries[place] for place in members]
+def _of(queries: Sequence[str] | None, members: NDArray[np.intp]) -> list[str]:
+    """The clusters of these values; by itself each, where nobody names queries."""
+    return [str(place) if queries is None else queries[place] for place in members]
 
 
 def _reach(found: Interval) -> list[list[float]]:
-    return [[found.value - found.low], [found.high - found.value]]
+    """How far a bar goes down and up; where there are no bounds, nowhere."""
+    low, high = (bound if np.isfinite(bound) else found.value for bound in (found.low, found.high))
+    return [[found.value - low], [high - found.value]]
 
 
 def _sheet(title: str, heights: tuple[float, ...] = (1,)) -> tuple[Figure, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -13,6 +14,8 @@ h1 { font-size: 1.4rem } h2 { font-size: 1rem; margin: 0 0 .4rem }
 section { border-top: 1px solid var(--line); padding: 1.2rem 0 }
 .asked { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 .8rem }
 .from { opacity: .7; font-size: .85rem; overflow-wrap: anywhere }
+.seen { display: flex; flex-wrap: wrap; gap: .5rem; margin: 0 0 .8rem }
+.seen img { max-width: 100%; border-radius: 4px; border: 1px solid var(--line) }
 .sides { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)) }
 article { background: var(--soft); border-left: 4px solid var(--line); border-radius: 4px; padding: .7rem .9rem }
 article.agrees { border-left-color: var(--good) } article.differs { border-left-color: var(--bad) }
@@ -46,14 +49,21 @@ class Example:
     prompt: str
     sides: Sequence[Side]
     media: Sequence[str] = ()
-    """Paths, which are named and not shown."""
+    """Paths, which are named."""
     category: str = ""
+    why: str = ""
+    """Why it stands here."""
+    pictures: Sequence[bytes] = ()
+    """JPEG files, which are shown."""
 
 
-def critiques_page(examples: Iterable[Example], title: str = "Critiques") -> str:
-    """One page; a response is green where its reward stands right to those of all responses of another rank."""
+def critiques_page(examples: Iterable[Example], title: str = "Critiques", told: str = "") -> str:
+    """One page; a response is green where its reward stands right to those of all responses of another rank.
+
+    `told` says how the examples were chosen.
+    """
     sections = [_section(example) for example in examples]
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return "\n".join(
         [
             "<!doctype html>",
@@ -62,7 +72,7 @@ def critiques_page(examples: Iterable[Example], title: str = "Critiques") -> str
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title><style>{_STYLE}</style></head>",
             f"<body><h1>{escape(title)}</h1>",
-            f"<p>{len(sections):,} queries. {_LEGEND}</p>",
+            f"<p>{len(sections):,} queries. {_LEGEND}{escape(told and ' ' + told)}</p>",
             *sections,
             "</body></html>",
             "",
@@ -73,10 +83,12 @@ def critiques_page(examples: Iterable[Example], title: str = "Critiques") -> str
 def _section(example: Example) -> str:
     order = sorted(example.sides, key=lambda side: (side.rank is None, side.rank or 0, side.response))
     articles = "".join(_article(side, _stands_right(side, example.sides)) for side in order)
-    origin = " · ".join(filter(None, [example.id, example.category, ", ".join(example.media)]))
+    origin = " · ".join(filter(None, [example.id, example.category, ", ".join(example.media), example.why]))
+    shown = "".join(f'<img alt="" src="data:image/jpeg;base64,{b64encode(one).decode()}">' for one in example.pictures)
     return (
-        f'<section><h2 class="from">{escape(origin)}</h2><p class="asked" dir="auto">{escape(example.prompt)}</p>'
-        f'<div class="sides">{articles}</div></section>'
+        f'<section><h2 class="from">{escape(origin)}</h2>'
+        + (f'<div class="seen">{shown}</div>' if shown else "")
+        + f'<p class="asked" dir="auto">{escape(example.prompt)}</p><div class="sides">{articles}</div></section>'
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, TypedDict, Unpack, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,14 @@ from .face import Grade, Status
 
 _CELLS = 1_000_000  # draws held at once
 _POWER = 0.8  # the default of `detectable_difference`
+
+
+class Drawing(TypedDict):
+    """How intervals are made."""
+
+    level: float
+    resamples: int
+    seed: int
 
 
 class Line(NamedTuple):
@@ -81,9 +90,9 @@ class Summary:
         return found | {f"{name}/coverage": self.coverage, f"{name}/ties": float(self.counts["tied"])}
 
 
-def as_json(interval: Interval) -> dict[str, float]:
-    """An interval as an object, for a list of four numbers explains nothing."""
-    return interval._asdict()
+def as_json(interval: Interval) -> dict[str, float | None]:
+    """An interval as an object, for a list of four numbers explains nothing; a bound that nothing tells is null."""
+    return {name: value if math.isfinite(value) else None for name, value in interval._asdict().items()}
 
 
 def whole_ids(grades: Sequence[Grade]) -> dict[str, bool]:
@@ -95,11 +104,12 @@ def whole_ids(grades: Sequence[Grade]) -> dict[str, bool]:
 
 
 def clustered_rate(
-    values: Sequence[bool], clusters: Sequence[str], *, level: float, resamples: int, seed: int
+    values: Sequence[bool] | NDArray[np.float64], clusters: Sequence[str], *, level: float, resamples: int, seed: int
 ) -> Interval:
     """A share with a bootstrap interval over whole clusters; where all values agree, with Wilson's over clusters.
 
-    Resampling sees no spread among equal values, and would call ten right clusters out of ten a proof.
+    Values are 0 or 1, or a half for what is neither. Resampling sees no spread among equal values, and would call ten
+    right clusters out of ten a proof.
     """
     n, share = len(set(clusters)), float(np.mean(values))
     if share in (0, 1):
@@ -107,6 +117,15 @@ def clustered_rate(
     if n == 1:
         return Interval(share, 0.0, 1.0, level)  # one question tells nothing of others
     return bootstrap_mean(np.asarray(values), clusters, level=level, resamples=resamples, seed=seed)
+
+
+def clustered_mean(
+    values: NDArray[np.float64], clusters: Sequence[str] | None, *, level: float, resamples: int, seed: int
+) -> Interval:
+    """A mean with a bootstrap interval over whole clusters; one cluster tells nothing of others and gives no bounds."""
+    if len(values if clusters is None else set(clusters)) == 1:
+        return Interval(math.fsum(values) / len(values), -math.inf, math.inf, level)
+    return bootstrap_mean(values, clusters, level=level, resamples=resamples, seed=seed)
 
 
 def macro_rate(
@@ -156,16 +175,16 @@ def summary_of(
     of: dict[str, list[Grade]] = {}
     for grade in sorted(grades, key=lambda grade: (order.get(grade.category, len(order)), grade.category, grade.item)):
         of.setdefault(grade.category, []).append(grade)
-    drawing: dict[str, Any] = {"level": level, "resamples": resamples, "seed": seed}
+    drawing: Drawing = {"level": level, "resamples": resamples, "seed": seed}
     right = [grade.correct for grade in grades]
     clusters, categories = [grade.cluster for grade in grades], [grade.category for grade in grades]
     whole = {name: whole_ids(members) for name, members in of.items()}
     ids = [(identity, name, good) for name, found in whole.items() for identity, good in found.items()]
-    overall = _line(grades, drawing)
+    overall = line_of(grades, **drawing)
     counts = Counter(grade.status for grade in grades)
     return Summary(
         overall,
-        {name: _line(members, drawing) for name, members in of.items()},
+        {name: line_of(members, **drawing) for name, members in of.items()},
         macro_rate(right, clusters, categories, **drawing),
         macro_rate([good for *_, good in ids], [one for one, *_ in ids], [name for _, name, _ in ids], **drawing),
         {status: counts[status] for status in get_args(Status)},
@@ -177,7 +196,8 @@ def summary_of(
     )
 
 
-def _line(grades: Sequence[Grade], drawing: Mapping[str, Any]) -> Line:
+def line_of(grades: Sequence[Grade], **drawing: Unpack[Drawing]) -> Line:
+    """Count and estimate one group of grades."""
     right = [grade.correct for grade in grades]
     whole = list(whole_ids(grades).values())
     acc = clustered_rate(right, [grade.cluster for grade in grades], **drawing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..stats import Interval
+from .agreement import Agreement, Folds
 from .comparing import Contrast
 from .rates import Line, Summary
 from .table4 import table4
@@ -19,6 +21,7 @@ RULE = (
     "not be read are wrong. ACC counts pairs, ACC+ ids all of whose pairs are right. Intervals: bootstrap over ids for "
     "ACC (Wilson over ids where all pairs agree), Wilson for ACC+, bootstrap over ids within each category for macro."
 )
+_BENCH = "MM-RLHF-RewardBench"
 _PAPER = "The paper's Table 4 (its numbers, not made here)"
 
 
@@ -30,7 +33,7 @@ class Grid(NamedTuple):
     rows: Sequence[tuple[str, ...]]
 
 
-def rates_grid(summaries: Mapping[str, Summary]) -> Grid:
+def rates_grid(summaries: Mapping[str, Summary], title: str = _BENCH) -> Grid:
     """A line per category, then all and their mean, for each system."""
     rows: list[tuple[str, ...]] = []
     for name, summary in summaries.items():
@@ -42,7 +45,7 @@ def rates_grid(summaries: Mapping[str, Summary]) -> Grid:
     level = next(iter(summaries.values())).overall.acc.level
     within = f"{level:.0%}"
     headings = ("system", "category", "pairs", "ACC", within, "ids", "ACC+", within)
-    return Grid("MM-RLHF-RewardBench", headings, rows)
+    return Grid(title, headings, rows)
 
 
 def coverage_grid(summaries: Mapping[str, Summary]) -> Grid:
@@ -100,6 +103,45 @@ def paper_cells_grid() -> Grid:
     return Grid("The paper's categories as printed, ACC / ACC+", ("system", *categories), rows)
 
 
+def gaps_grid(found: Agreement) -> Grid:
+    """Margins and accuracy by how many ranks people put between the two."""
+    rows = [
+        (str(gap), str(of.line.pairs), str(of.line.ids), *_of_signed(of.delta), *_of_interval(of.line.acc))
+        for gap, of in found.gaps.items()
+    ]
+    line = found.accuracy.overall
+    rows.append(("all", str(line.pairs), str(line.ids), *_of_signed(found.delta), *_of_interval(line.acc)))
+    within = f"{found.delta.level:.0%}"
+    return Grid("By rank gap", ("gap", "pairs", "queries", "mean δ", within, "ACC", within), rows)
+
+
+def measures_grid(found: Agreement) -> Grid:
+    """Rank correlation, calibration and length, each with the number of things that it is made of."""
+    pairs = str(found.accuracy.overall.pairs)
+    rows = [
+        (f"Kendall's tau-b, {name}", *_of_signed(tau.value), f"{tau.queries} queries")
+        for name, tau in found.taus.items()
+    ]
+    rows.append(("log loss (a coin has 0.693)", *_of_interval(found.log_loss), f"{pairs} pairs"))
+    rows.append(("calibration error", f"{found.calibration_error:.3f}", "", f"{pairs} pairs"))
+    if found.lengths:
+        each = f"{found.lengths.pairs} pairs"
+        rows.append(("the longer one preferred by people", *_of_interval(found.lengths.people), each))
+        rows.append(("the longer one preferred by rewards", *_of_interval(found.lengths.rewards), each))
+        rows.append(("rewards less people", *_of_signed(found.lengths.difference), each))
+    return Grid("Order, calibration, length", ("measure", "value", f"{found.delta.level:.0%}", "of"), rows)
+
+
+def folds_grid(found: Folds) -> Grid:
+    """What it does to margins that a model was trained on the query."""
+    seen = "seen", *_of_signed(found.delta_seen), *_of_interval(found.accuracy_seen)
+    unseen = "unseen", *_of_signed(found.delta_unseen), *_of_interval(found.accuracy_unseen)
+    gap = "seen less unseen", *_of_signed(found.delta_gap), *_of_signed(found.accuracy_gap)
+    within = f"{found.delta_gap.level:.0%}"
+    title = f"Queries seen in training, and not ({found.pairs:,} pairs of {found.queries:,} queries)"
+    return Grid(title, ("the query is", "mean δ", within, "ACC", within), [seen, unseen, gap])
+
+
 def is_papers_set(summary: Summary) -> bool:
     """Whether the items have the paper's numbers of pairs and ids in every category."""
     cells = table4()[0].cells
@@ -138,9 +180,9 @@ def _text_column(grid: Grid) -> int:
     return 1 if grid.headings[1] in ("category", "of") else 0
 
 
-def markdown(grids: Iterable[Grid], told: Iterable[str], preamble: Sequence[str]) -> str:
+def markdown(grids: Iterable[Grid], told: Iterable[str], preamble: Sequence[str], title: str = _BENCH) -> str:
     """The tables and notes as Markdown."""
-    lines = ["# MM-RLHF-RewardBench", "", *(f"- {line}" for line in preamble), ""]
+    lines = [f"# {title}", "", *(f"- {line}" for line in preamble), ""]
     for grid in grids:
         rules = ["---" if place == 0 or place == _text_column(grid) else "---:" for place in range(len(grid.headings))]
         rows = (grid.headings, tuple(rules), *grid.rows)
@@ -157,7 +199,14 @@ def _of_line(line: Line) -> tuple[str, ...]:
 
 
 def _of_interval(interval: Interval) -> tuple[str, str]:
-    return f"{interval.value:.3f}", f"{interval.low:.2f}-{interval.high:.2f}"
+    within = "unknown" if math.isinf(interval.low) else f"{interval.low:.2f}-{interval.high:.2f}"
+    return f"{interval.value:.3f}", within
+
+
+def _of_signed(interval: Interval) -> tuple[str, str]:
+    if math.isinf(interval.low):
+        return f"{interval.value:+.3f}", "unknown"
+    return f"{interval.value:+.3f}", f"{interval.low:+.3f} to {interval.high:+.3f}"
 
 
 def _gain(value: float | None) -> str:

@@ -82,21 +82,14 @@ class _Joined:
             raise self._foreign(name)
         given = fields.optional("rewards")
         both = given if isinstance(given, list) and len(given) == 2 else (None, None)
-        self.pairs[name, chosen, rejected].append(Rewards(*map(_number, both)))
+        self.pairs[name, chosen, rejected].append(Rewards(*map(number_of, both)))
 
     def _take_text(self, name: str, fields: Fields) -> None:
-        digest = fields.text("digest")[:ID_DIGITS]
-        if len(digest) < ID_DIGITS:
-            raise BenchError(f"digest: expected {ID_DIGITS} digits or more, got {digest!r}", "short_digest")
-        if "reward" not in fields:
-            raise BenchError(
-                "reward: expected a number or null, the field is missing; score with a reward", "no_reward"
-            )
+        digest, reward = digest_of(fields), reward_of(fields)
         asked = name if name in self._ids else _MARKS.sub("", name)
         if (asked, digest) not in self._known:
             raise self._foreign(asked)
-        reward = _number(fields.optional("reward"))
-        if not _same(self.texts[asked][name].setdefault(digest, reward), reward):
+        if not same_reward(self.texts[asked][name].setdefault(digest, reward), reward):
             raise self._contradiction(name, "one reward for one text", "two that differ")
 
     def _foreign(self, name: str) -> BenchError:
@@ -140,7 +133,22 @@ class _Joined:
         return found
 
 
-def _number(value: object) -> float | None:
+def digest_of(fields: Fields) -> str:
+    """What the text of a response is known by, in a row of ours."""
+    digest = fields.text("digest")[:ID_DIGITS]
+    if len(digest) < ID_DIGITS:
+        raise BenchError(f"digest: expected {ID_DIGITS} digits or more, got {digest!r}", "short_digest")
+    return digest
+
+
+def reward_of(fields: Fields) -> float | None:
+    """The reward of a row of ours; None is one that could not be read, and a row without the field is refused."""
+    if "reward" not in fields:
+        raise BenchError("reward: expected a number or null, the field is missing; score with a reward", "no_reward")
+    return number_of(fields.optional("reward"))
+
+
+def number_of(value: object) -> float | None:
     """A finite number, or None for anything else, of which true and false are."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
@@ -153,7 +161,7 @@ def _verdict(rewards: Rewards) -> float | None:
     return (rewards.chosen > rewards.rejected) - (rewards.chosen < rewards.rejected)
 
 
-def _same(one: float | None, other: float | None) -> bool:
+def same_reward(one: float | None, other: float | None) -> bool:
     """Whether two rewards of one text are the same but for rounding."""
     if one is None or other is None:
         return one is other

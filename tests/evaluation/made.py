@@ -6,6 +6,8 @@ from pathlib import Path
 
 from mmrlhf import jsonl
 from mmrlhf.fingerprint import of_text
+from mmrlhf.queries import Query
+from mmrlhf.records import RankedQuery, Response
 
 PAIRS_OF_IDS = {
     "mcq": [6, 5, 5, 5, 5, 4, 4, 3, 3, 2],
@@ -78,3 +80,19 @@ def scored(rewarded_rows: list[dict]) -> list[dict]:
 def written(path: Path, rows: list) -> Path:
     jsonl.write(path, rows)
     return path
+
+
+def ranked_query(name: str, ranks: list[int], category: str | None = "short", **more) -> RankedQuery:
+    """A query whose answers all differ, the n-th with n letters more than the first."""
+    said = (Response(f"{name} {'x' * place}", rank=rank, reason=f"why {place}") for place, rank in enumerate(ranks))
+    return RankedQuery(Query(name, f"What is in {name}?", category=category, **more), tuple(said))
+
+
+def scores_of(records: list[RankedQuery], rewards: list[list[float]], **columns: list[list[object]]) -> list[dict]:
+    """A row per response in the layout of `mmrlhf score`, with further columns."""
+    return [
+        {"id": record.query.id, "response": place, "digest": of_text(response.text), "reward": rewards[number][place]}
+        | {name: values[number][place] for name, values in columns.items()}
+        for number, record in enumerate(records)
+        for place, response in enumerate(record.responses)
+    ]

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from mmrlhf.evaluation.figures import calibration, delta_by_gap, length_bias, reward_by_rank
+from mmrlhf.evaluation.figures import calibration, delta_by_gap, in_and_out_of_fold, length_bias, reward_by_rank
 from mmrlhf.evaluation.page import Example, Side, critiques_page
 
 
@@ -14,7 +14,7 @@ def bars(axes):
     found = []
     for container in axes.containers:
         if hasattr(container, "has_yerr"):
-            line, _, (segments,) = container.lines
+            line, _, (*_, segments) = container.lines
             (x, low), (_, high) = segments.get_segments()[0]
             found.append((float(x), float(line.get_ydata()[0]), float(low), float(high)))
     return found
@@ -72,6 +72,23 @@ def test_pairs_of_one_length_stay_in_one_bin(tmp_path):
     assert [bar[:2] for bar in bars(axes)] == [(7, 0)]
 
 
+def test_what_training_on_a_query_adds_is_told_and_its_pairs_stand_out(tmp_path):
+    unseen, queries = np.array([-0.5, -0.1, 0.2, 0.6]), ["a", "b", "c", "d"]
+    axes = drawn(in_and_out_of_fold(unseen + 0.25, unseen, queries), tmp_path)
+    others, learned = (collection.get_offsets().tolist() for collection in axes.collections[:2])
+    assert others == [[-0.5, -0.25], [0.2, pytest.approx(0.45)], [0.6, 0.85]]
+    assert learned == [[-0.1, 0.15]]
+    told = axes.get_title(loc="left")
+    assert "seen: mean δ +0.300, 75.0% right; unseen: +0.050, 50.0%" in told
+    assert "seen less unseen: +0.250 (+0.250 to +0.250, 95 % over queries)" in told
+    assert axes.get_xlim() == axes.get_ylim() == pytest.approx((-0.85 * 1.06, 0.85 * 1.06))
+
+
+def test_a_group_of_one_query_is_drawn_without_a_bar():
+    axes = reward_by_rank([1.0, 2.0, 3.0], [1, 1, 2], ["a", "a", "b"]).axes[0]
+    assert [bar[1:] for bar in bars(axes)] == [(1.5, 1.5, 1.5), (3.0, 3.0, 3.0)]
+
+
 def test_the_order_of_the_rows_is_not_drawn():
     rng = np.random.default_rng(0)
     deltas, longer = rng.normal(size=60), rng.integers(-90, 90, 60)
@@ -81,6 +98,7 @@ def test_the_order_of_the_rows_is_not_drawn():
         (calibration, (deltas,)),
         (reward_by_rank, (deltas, longer % 3)),
         (length_bias, (deltas, longer)),
+        (in_and_out_of_fold, (deltas, longer)),
     ):
         one = draw(*columns, queries)
         two = draw(*(column[order] for column in columns), [queries[n] for n in order])
@@ -124,7 +142,7 @@ def test_hostile_texts_are_shown_and_not_run():
     assert not [pair for pair in page.attributes if pair[1] in ("src", "href") or pair[1].startswith("on")]
     assert page.texts.count(HOSTILE) == 6  # title, heading, prompt, response, critique, reason
     [policy] = [value for _, name, value in page.attributes if name == "content" and "default-src" in value]
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def test_responses_stand_in_the_order_of_people_and_show_whether_the_reward_agrees():
@@ -139,3 +157,14 @@ def test_responses_stand_in_the_order_of_people_and_show_whether_the_reward_agre
 def test_equal_rewards_of_different_ranks_do_not_agree_with_people():
     page = critiques_page([Example("q", "Which?", [Side("a", 1, 1.0), Side("b", 2, 1.0)])])
     assert page.count('class="differs"') == 2
+
+
+def test_pictures_are_inside_the_page_and_nothing_is_fetched():
+    example = Example("q", "Which?", [], ("a.png",), why=HOSTILE, pictures=[b"\xff\xd8 one"])
+    page = Page(critiques_page([example], told=HOSTILE))
+    assert [pair for pair in page.attributes if pair[1] == "src"] == [("img", "src", "data:image/jpeg;base64,/9ggb25l")]
+    [policy] = [value for _, name, value in page.attributes if name == "content" and "default-src" in value]
+    assert policy.split("; ")[:2] == ["default-src 'none'", "img-src data:"]
+    assert not {"script", "link", "a"} & set(page.tags)
+    assert [f"q · a.png · {HOSTILE}"] == [text for text in page.texts if text.startswith("q · ")]
+    assert [text for text in page.texts if text.startswith("1 queries. Green") and text.endswith(HOSTILE)]

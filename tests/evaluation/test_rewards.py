@@ -3,7 +3,7 @@
 import pytest
 
 from mmrlhf.evaluation.rewardbench import RewardBench, Rewards
-from mmrlhf.evaluation.rewards import _same, read_rewards
+from mmrlhf.evaluation.rewards import read_rewards, same_reward
 from mmrlhf.fingerprint import of_text
 from mmrlhf.ledger import Ledger
 
@@ -124,4 +124,4 @@ def test_texts_are_compared_as_importers_mend_them(join):
     [(0.25, 0.25 + 1e-6, True), (800.0, 800.01, True), (0.25, 0.26, False), (None, None, True), (None, 0.0, False)],
 )
 def test_rounding_between_equal_texts_is_no_contradiction(one, other, same):
-    assert _same(one, other) == _same(other, one) == same
+    assert same_reward(one, other) == same_reward(other, one) == same
