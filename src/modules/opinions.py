@@ -121,8 +121,8 @@ class Judge:
     def _behind_its_own(self, saying: Saying, way: Way, rows: PackedRows) -> Said:
         own, self.reader.step = self.reader.step, way
         try:
-            told = self.model.processor.tokenizer, rows, saying, self.model.judging.after_critique
-            found = spoken(self.reader, *told)
+            tokenizer, after = self.model.processor.tokenizer, self.model.judging.after_critique
+            found = spoken(self.reader, tokenizer, rows, saying, after)
         finally:
             self.reader.step = own
         told = [agreed(each) for each in found]
