@@ -35,6 +35,8 @@ VERBS = {
     "data export": "mmrlhf.formats.exporting:export_data",
     "data make-rewardbench": "mmrlhf.evaluation.making:make_rewardbench",
     "score": "mmrlhf.score:score",
+    "judge": "mmrlhf.judge:judge",
+    "critique": "mmrlhf.critique:critique",
     "implicit-rewards": "mmrlhf.evaluation.implicit:implicit_rewards",
     "features": "mmrlhf.features:features",
     "train-dpo": "mmrlhf.train:train_dpo",
@@ -43,6 +45,7 @@ VERBS = {
     "evaluate world": "mmrlhf.examine:evaluate_world",
     "evaluate rewardbench": "mmrlhf.evaluation.grading:evaluate_rewardbench",
     "evaluate rewards": "mmrlhf.evaluation.ranked:evaluate_rewards",
+    "runs": "mmrlhf.experiments.runs:runs",
     "env": "mmrlhf.cli:env",
 }
 

@@ -98,11 +98,11 @@ def evaluate_world(
 
 
 def _write(out: Path, grades: Sequence[Grade], metrics: Mapping[str, Interval]) -> None:
-    """The metrics last: with them the evaluation is finished."""
+    """Outcomes, intervals and, last, the metrics: with them the evaluation is finished."""
     (out / _OUTCOMES).parent.mkdir(exist_ok=True)
     jsonl.write(out / _OUTCOMES, grades)
-    flat = {f"world/{name}": found.value for name, found in metrics.items()}
-    write_json(out / METRICS, {"metrics": flat, "intervals": {name: told._asdict() for name, told in metrics.items()}})
+    write_json(out / "intervals.json", {name: found._asdict() for name, found in metrics.items()})
+    write_json(out / METRICS, {"world": {name: found.value for name, found in metrics.items()}})
 
 
 def _questions(world: Path, split: Split) -> list[Query]:

@@ -207,12 +207,14 @@ class ResponseScore:
     reward: float | None = None
     reference_logp: float | None = None
     critique: str = ""
+    reward_seen: float | None = None
+    """Of a model of the same kind that was trained on the query, where the other was not."""
 
     def __post_init__(self) -> None:
         text.check_text(self.id, "id")
         if type(self.response) is not int or self.response < 0:
             raise RecordError(f"response: expected its place in the query, from 0, got {self.response!r}")
-        for name in ("reward", "reference_logp"):
+        for name in ("reward", "reference_logp", "reward_seen"):
             value = getattr(self, name)
             if value is not None and not _is_finite(value):
                 raise RecordError(f"{name}: expected a finite number or null, got {value!r}")
@@ -228,7 +230,7 @@ class ResponseScore:
         row: dict[str, Any] = {"id": self.id, "response": self.response, "digest": self.digest}
         return row | {
             name: value
-            for name in ("reward", "reference_logp", "critique")
+            for name in ("reward", "reward_seen", "reference_logp", "critique")
             if (value := getattr(self, name)) not in (None, "")
         }
 
@@ -243,6 +245,7 @@ class ResponseScore:
                 fields.optional("reward"),
                 fields.optional("reference_logp"),
                 fields.text("critique", ""),
+                fields.optional("reward_seen"),
             )
             fields.refuse_rest()
             return score

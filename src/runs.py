@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,10 +16,13 @@ from typing import Any, ClassVar, Literal
 import lightning
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from .folds import Fold, run_of
 from .jsonl import loads
 from .options import ConfigFile, ExplainingParser, guard_configs
 from .parallel import is_rank_zero
+from .redaction import redacted
 from .settings import alone, claim, write_json
+from .tracked import catch_up, ending
 
 log = logging.getLogger(__name__)
 MODEL, CHECKPOINTS, FIGURES, CONFIG, DATA = "model", "checkpoints", "figures", "config.yaml", "data.json"
@@ -27,6 +34,7 @@ _TRAINED_WITH = (
     *("max_epochs", "max_steps", "limit_train_batches", "overfit_batches"),
     *("precision", "gradient_clip_val", "gradient_clip_algorithm"),
 )
+_INTERRUPTED, _GRACE = 130, 2.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ class Run:
         tracking: Where MLflow keeps the run: a database or a server; null for nowhere.
         experiment: Under which name.
         name: Of the run; default: of its folder.
+        parent: Id of the run under which it stands, such as a sweep's.
         save_every: Optimizer steps between checkpoints.
     """
 
@@ -47,6 +56,7 @@ class Run:
     tracking: str | None = "sqlite:///mlflow.db"
     experiment: str = "mmrlhf"
     name: str | None = None
+    parent: str | None = None
     save_every: int = 50
 
 
@@ -133,9 +143,50 @@ def once(cli: TrainCLI, run: Run, digest: Callable[[], str], train: Callable[[],
         require_same_data(run.out / DATA, digest())
         if (run.out / MODEL).exists():
             log.info("%s: trained already", run.out / MODEL)
+            catch_up(run.out, run.tracking)
             return
-        (run.out / CONFIG).write_text(cli.dumped("yaml"), encoding="utf-8")
-        train()
+        (run.out / CONFIG).write_text(redacted(cli.dumped("yaml")), encoding="utf-8")
+        with ending(run.out, run.tracking, (f"{FIGURES}/*.png", f"{MODEL}/README.md")):
+            train()
+
+
+def each_fold(verb: str, argv: Sequence[str], run: Run, folds: int) -> None:
+    """Train without each of the folds in turn, every time in a process of its own, into `OUT/fold-I`.
+
+    A fold that is done is left as it is by its own process; a failure, or an interrupt, ends all.
+    """
+    several = os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))
+    if several != "1":
+        raise ValueError(
+            f"run.folds: expected a single process, which starts all others, got one of {several}; launch one fold at "
+            f"a time with --data.fold.of {folds} --data.fold.out I --run.out {run_of(run.out, 0).parent}/fold-I"
+        )
+    for fold in [Fold(folds, number) for number in range(max(folds, 1))]:  # none at all is refused as one is
+        out = run_of(run.out, fold.out)
+        log.info("%s: trains without fold %d of %d", out, fold.out, folds)
+        own = {"data.fold.of": fold.of, "data.fold.out": fold.out, "run.folds": "null", "run.out": out}
+        own["run.name"] = f"{run.name or run.out.name}-{out.name}"
+        code = _ended([verb, *argv, *(word for name, value in own.items() for word in (f"--{name}", str(value)))])
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt
+        if code:
+            raise ValueError(
+                f"{out}: the training without fold {fold.out} of {folds} ended with status {code}, see above"
+            )
+
+
+def _ended(words: Sequence[str]) -> int:
+    """The exit status of a command of ours, which speaks for itself; an interrupt reaches it, too."""
+    with subprocess.Popen([sys.executable, "-m", "mmrlhf", *words]) as process:  # noqa: S603 - our own words
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            try:
+                process.wait(_GRACE)  # a terminal tells both
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGINT)
+                process.wait()
+            raise
 
 
 def identity(settings: dict[str, Any]) -> dict[str, Any]:

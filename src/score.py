@@ -1,51 +1,53 @@
 """The verb `score`: what a model says of every response, computed once and kept in a file.
 
-A door: rows come from the shards, log-probs and rewards from a model. A run asks one model and writes one file; where
-scores are read, files add up.
+A door: rows come from the shards, log-probs and rewards from a model, or from the models of all folds, each asked
+about what it never saw. A run writes one file; where scores are read, files add up.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from . import jsonl
+from .datamodules.crossfit import CrossFit, Margins, Told
+from .datamodules.manifest import Manifest
 from .datamodules.module import ScoredRows
 from .datamodules.reading import Reading
+from .datamodules.rows import CritiqueSource
 from .datamodules.scores import DATA, MODEL, VALUES, Scale
 from .datamodules.scoring import (
     Batch,
     LaidOut,
     chosen,
-    in_memory,
-    left_out,
+    compute,
+    finish,
+    is_there,
     loaded,
     otherwise,
     planned,
     readable,
-    scored,
     unfinished,
 )
-from .fingerprint import Fingerprint
-from .ledger import Ledger
+from .datamodules.written import WrittenCritiques
+from .fingerprint import Fingerprint, of_file
+from .folds import Trained, family, run_of
+from .modules.answering import placed
 from .modules.loading import Number
 from .modules.opinions import Judge, Opinion, Reference, judging_of, require_alike, scorable
 from .modules.packed import Step, Way
 from .modules.speaking import Saying
-from .progress import bar
 from .provenance import model_digest
 from .queries import Split
+from .runs import MODEL as IN_RUN
 from .settings import alone, claim
 
 if TYPE_CHECKING:
@@ -53,8 +55,7 @@ if TYPE_CHECKING:
     from .datamodules.reader import Shards
 
 log = logging.getLogger(__name__)
-_MARKER, _JOURNAL = "score.json", "journal.jsonl"
-_WORDS: dict[Scale, str] = {"reference_logp": "log-probs", "reward": "rewards"}
+_MARKER = "score.json"
 Critique = Literal["given", "none", "generated"]
 Given = Literal["critique_or_reason", "critique", "reason"]
 
@@ -73,13 +74,26 @@ class _Asked(NamedTuple):
     """At most so many tokens are written about a response."""
 
 
+class _How(NamedTuple):
+    """How it is computed."""
+
+    batch_tokens: int
+    chunk: int
+    dtype: Number
+    device: torch.device
+    workers: int
+    padding: int
+    check: bool
+
+
 def score(
     shards: Path,
     out: Path,
     reference: str | None = None,
     reward: str | None = None,
+    folds: bool = False,
     critique: Critique | None = None,
-    critique_from: Given = "critique_or_reason",
+    critique_from: Given | Path = "critique_or_reason",
     saying: Saying | None = None,
     splits: list[Split] | None = None,
     frames: int | None = None,
@@ -103,8 +117,11 @@ def score(
         out: File of scores, JSON lines; beside it is written what it was made from.
         reference: The policy as it is before the training: folder of a checkpoint, or its name on the hub.
         reward: A trained reward model instead: folder or name. Its folder says in which words it is asked.
+        folds: Whether `reward` is the folder of a `train-reward --folds`, of whose models each query is judged by one
+            that never saw it; and beside that by one that did, so that the gap between the two is known.
         critique: What the reward is read behind: a critique of the data, none, or one that the model writes.
-        critique_from: Where given critiques are taken from; a response that has none is judged without.
+        critique_from: Where given critiques are taken from: the data, or the file of another model's critiques
+            (`mmrlhf critique`); a response that has none is judged without.
         saying: How the model writes critiques; default: the likeliest words, at most 512 tokens. Of several critiques
             the file holds the mean of the rewards, and the critique whose own is nearest to it.
         splits: Which splits are scored; default: all that there are.
@@ -120,28 +137,78 @@ def score(
         self_check: Whether the first batch is also scored one response at a time and in another order, and compared.
     """
     _require_numbers(batch_tokens, chunk, frames, workers)
-    place, asked = _device(device), _asked(reference, reward, critique, critique_from, saying, frames, step)
-    padding, sets = asked.reading.padding, chosen(shards, splits)
-    made_from, work = _made_from(asked, dtype, sets), out.with_name(f"{out.name}.unfinished")
-    if _is_there(out, work, made_from):
+    place, (names, trained) = placed(device), _models(reward, folds, shards)
+    asked = [_asked(reference, one, critique, critique_from, saying, frames, step) for one in names]
+    how = _How(batch_tokens, chunk, dtype, place, workers, asked[0].reading.padding, self_check)
+    sets = chosen(shards, splits)
+    made_from, work = _made_from(asked, trained, dtype, sets), out.with_name(f"{out.name}.unfinished")
+    if is_there(out, work, made_from):
         return
-    ready = [readable(one, asked.reading, cache, workers, max_skipped) for one in sets]
+    ready = [readable(one, asked[0].reading, cache, workers, max_skipped) for one in sets]
+    crossed, margins = CrossFit(ready, trained[0].fold.of, trained[0].folds) if trained else None, Margins()
     with alone(work):
         claim(work, _MARKER, made_from.parts, "scores")
-        with jsonl.Journal(work / _JOURNAL, "query") as journal:
-            left = unfinished(planned(ready, batch_tokens, asked.way == "separate", asked.written), journal.done)
-            if left:
-                rows = loaded(LaidOut(left, padding), workers)
-                model = asked.load(asked.folder, asked.way, chunk, dtype, place)
-                _compute(model, asked.column, left, rows, journal, padding if self_check else None)
-        _finish(out, work, made_from, asked.column, ready)
+        told = _told(asked, crossed, how, ready, work)
+        finish(out, made_from, ready, told, margins.add)
         shutil.rmtree(work)
+    if crossed:
+        log.info("cross-fitted: %s", margins.difference() or "fewer than two queries have pairs, so no gap is known")
 
 
-def _made_from(asked: _Asked, dtype: Number, sets: Sequence[Shards]) -> Fingerprint:
-    model = {VALUES: asked.column, MODEL: model_digest(asked.folder), "dtype": dtype}
+def _models(reward: str | None, folds: bool, shards: Path) -> tuple[Sequence[str | None], Sequence[Trained]]:
+    """The model of this name; or those of all folds, with what is known of their trainings."""
+    if not folds:
+        return [reward], []
+    if reward is None:
+        raise ValueError("folds: expected it beside reward, the folder of `train-reward --folds`; leave it off")
+    trained = family(Path(reward), Manifest.read(shards).tables.get("train", "none"))
+    return [str(run_of(Path(reward), one.fold.out) / IN_RUN) for one in trained], trained
+
+
+def _made_from(
+    asked: Sequence[_Asked], trained: Sequence[Trained], dtype: Number, sets: Sequence[Shards]
+) -> Fingerprint:
+    """What the numbers depend on; the models of folds must be those that were trained, and read alike."""
+    parts = [one.reading.parts() for one in asked]
+    digests = [model_digest(one.folder) for one in asked]  # last, for it reads the weights
+    for one, digest, told, part in zip(asked, digests, trained, parts, strict=bool(trained)):
+        if digest != told.model or part != parts[0]:
+            what = "the model of which fold.json tells" if digest != told.model else "the processor of fold-0"
+            raise ValueError(f"{one.folder}: expected {what}, got another; train the folds again")
+    models = {f"{MODEL}.{number}": digest for number, digest in enumerate(digests)} if trained else {MODEL: digests[0]}
+    folds = {"folds": trained[0].folds} if trained else {}
     data = {f"{DATA}{one.split}": one.digest for one in sets}
-    return Fingerprint(model | asked.reading.parts() | asked.told | data)
+    return Fingerprint(
+        {VALUES: asked[0].column, **models, **folds, "dtype": dtype, **parts[0], **asked[0].told, **data}
+    )
+
+
+def _told(
+    asked: Sequence[_Asked], crossed: CrossFit | None, how: _How, ready: Sequence[ScoredRows], work: Path
+) -> Told:
+    """What is said of every query by name, computed as far as an earlier run did not."""
+    if crossed is None:
+        return _answers(asked[0], how, ready, None, work / "journal.jsonl")
+    return crossed.joined(
+        [
+            _answers(one, how, ready, crossed.asked(number), work / f"journal-{number}.jsonl")
+            for number, one in enumerate(asked)
+        ]
+    )
+
+
+def _answers(
+    asked: _Asked, how: _How, ready: Sequence[ScoredRows], numbers: Sequence[Sequence[int]] | None, path: Path
+) -> Told:
+    """What one model says of the queries about which it is asked; it is loaded if a journal does not hold all of it."""
+    with jsonl.Journal(path, "query") as journal:
+        batches = planned(ready, how.batch_tokens, asked.way == "separate", asked.written, numbers)
+        if left := unfinished(batches, journal.done):
+            rows = loaded(LaidOut(left, how.padding), how.workers)
+            model = asked.load(asked.folder, asked.way, how.chunk, how.dtype, how.device)
+            check = partial(_check, model, how.padding if how.check else None)
+            compute(left, rows, journal, asked.column, how.device, partial(model.by, model.reader.step), check)
+    return {row["query"]: row for row in jsonl.read(path)}
 
 
 def _require_numbers(batch_tokens: int, chunk: int, frames: int | None, workers: int) -> None:
@@ -151,22 +218,11 @@ def _require_numbers(batch_tokens: int, chunk: int, frames: int | None, workers:
             raise ValueError(f"{name}: expected {smallest} or more, got {value}")
 
 
-def _device(name: str) -> torch.device:
-    """The device of this name, if it is here."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.zeros((), device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        reason = str(error).split("\n", maxsplit=1)[0]
-        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r} ({reason})") from error
-
-
 def _asked(
     reference: str | None,
     reward: str | None,
     critique: Critique | None,
-    critique_from: Given,
+    critique_from: Given | Path,
     saying: Saying | None,
     frames: int | None,
     step: Step,
@@ -189,12 +245,17 @@ def _asked(
 
 
 def _asked_of_judge(
-    reward: str, critique: Critique | None, critique_from: Given, saying: Saying | None, frames: int | None, step: Step
+    reward: str,
+    critique: Critique | None,
+    critique_from: Given | Path,
+    saying: Saying | None,
+    frames: int | None,
+    step: Step,
 ) -> _Asked:
-    if critique not in get_args(Critique) or critique_from not in get_args(Given):
+    if critique is None or critique not in get_args(Critique):
         raise ValueError(
-            f"critique: expected {', '.join(get_args(Critique))} beside reward, from {', '.join(get_args(Given))}; "
-            f"got {critique!r} from {critique_from!r}; say which, for rewards differ by it"
+            f"critique: expected {', '.join(get_args(Critique))} beside reward, got {critique!r}; say which, for "
+            "rewards differ by it"
         )
     if saying is not None and critique != "generated":
         raise ValueError(f"saying: expected it with critique generated alone, got it with {critique}; leave it off")
@@ -204,91 +265,34 @@ def _asked_of_judge(
         raise ValueError(
             f"frames: expected {judging.frames}, with which {folder} was trained, got {frames}; leave it off"
         )
-    if judging.after_critique:
-        raise ValueError(
-            f"reward: {folder} reads its rewards behind {judging.after_critique!r}, which follows a critique, and rows "
-            "of shards end before it; ask it by RewardModel.score, with critiques that are given"
-        )
-    source = critique_from if critique == "given" else "none"
-    reading = Reading(folder, "critiques", judging.frames, critique=source, request=judging.template)
+    source, written = _source(critique, critique_from)
+    reading = Reading(
+        folder, "critiques", judging.frames, "", source, judging.template, judging.after_critique, written
+    )
     if critique != "generated":
-        return _Asked("reward", folder, reading, way, Judge, {"critique": source})
+        return _Asked("reward", folder, reading, way, Judge, {"critique": of_file(written) if written else source})
     saying = saying or Saying()
     told = {"critique": "generated"} | {f"saying.{name}": str(value) for name, value in asdict(saying).items()}
     most = saying.max_new_tokens * saying.samples
     return _Asked("reward", folder, reading, way, partial(Judge, saying=saying), told, most)
 
 
-def _is_there(out: Path, work: Path, made_from: Fingerprint) -> bool:
-    """Whether the file is finished; one that was made from something else, or by somebody else, is kept."""
-    if not out.exists():
-        return False
-    cure = "give another --out, or remove it"
-    made_from.require(Fingerprint.read(out, cure), str(out), cure)
-    log.info("%s: the scores are there already", out)
-    if work.exists():  # a kill came between the last two things that are done
-        shutil.rmtree(work)
-    return True
+def _source(critique: Critique, critique_from: Given | Path) -> tuple[CritiqueSource, Path | None]:
+    """Where critiques are taken from: the data, or a file; none unless they are given."""
+    if critique != "given":
+        return "none", None
+    if isinstance(critique_from, Path):
+        return "none", WrittenCritiques(critique_from).path
+    if critique_from not in get_args(Given):
+        known = ", ".join(get_args(Given))
+        raise ValueError(f"critique_from: expected {known}, or the path of a file, got {critique_from!r}")
+    return critique_from, None
 
 
-def _compute(
-    model: Opinion,
-    column: Scale,
-    left: Sequence[Batch],
-    read: Iterator[PackedRows],
-    journal: jsonl.Journal,
-    check: int | None,
-) -> None:
-    """Write what the model says of all batches into the journal, query by query; `check` is the padding for that."""
-    device, first, began = next(model.reader.parameters()).device, True, time.monotonic()
-    tokens = sum(batch.tokens for batch in left)
-    with bar() as progress, torch.inference_mode():
-        task = progress.add_task("scoring tokens", total=tokens)
-        for batch, laid_out in zip(left, read, strict=True):
-            with in_memory(batch):
-                rows = move_data_to_device(laid_out, device)
-                if first:
-                    _check(model, batch, rows, check)
-                first, said = False, _said(model, column, batch, rows)
-            for name, row in zip(batch.names, said, strict=True):
-                if name not in journal.done:
-                    journal.append({"query": name} | row)
-            progress.advance(task, batch.tokens)
-    log.info("scored %s tokens in %.1f s", f"{tokens:,}", time.monotonic() - began)
-
-
-def _check(model: Opinion, batch: Batch, rows: PackedRows, padding: int | None) -> None:
-    """Refuse packed rows that are not exact and, where it is asked for, whatever changes with the batch."""
+def _check(model: Opinion, padding: int | None, batch: Batch, rows: PackedRows) -> None:
+    """Refuse packed rows that are not exact and, where there is a padding for it, whatever changes with the batch."""
     if model.reader.step == "shared_prefix":
         model.require_agreement(rows)
     if padding is not None:
         alone, turned = move_data_to_device(otherwise(batch, padding), rows.input_ids.device)
         require_alike(model, rows, alone, turned)
-
-
-def _said(model: Opinion, column: Scale, batch: Batch, rows: PackedRows) -> list[dict[str, Any]]:
-    """What the model says of each query's responses."""
-    said = model.by(model.reader.step, rows)
-    every = said.values.tolist()
-    assert len(every) == sum(batch.responses), (len(every), batch.responses)
-    values, written, found = iter(every), iter(said.written), []
-    for name, number in zip(batch.names, batch.responses, strict=True):
-        told = list(islice(values, number))
-        if not all(map(math.isfinite, told)):
-            raise ValueError(f"query {name}: expected finite {_WORDS[column]}, got {told}; check the weights, or dtype")
-        texts, tokens, cut = zip(*islice(written, number), strict=True) if said.written else ((), (), ())
-        critiques = {"critiques": list(texts), "written": sum(tokens), "cut": sum(cut)} if texts else {}
-        found.append({column: told} | critiques)
-    return found
-
-
-def _finish(out: Path, work: Path, made_from: Fingerprint, column: Scale, rows: Sequence[ScoredRows]) -> None:
-    """Balance the account and write the file; last, for only then is it whole."""
-    told = {row["query"]: row for row in jsonl.read(work / _JOURNAL)}
-    lost, ledger = left_out(rows), Ledger("score")
-    if lost:
-        jsonl.write(out.with_name(f"{out.name}.rejects.jsonl"), lost)
-    made_from.write(out)  # scores without a fingerprint would be taken for those of another tool
-    written = jsonl.write(out, scored(rows, told, column, ledger))
-    tokens = sum(row.get("written", 0) for row in told.values())
-    log.info("%s; %s: %s responses, %s tokens of critiques", ledger, out, f"{written:,}", f"{tokens:,}")

@@ -19,15 +19,19 @@ from .callbacks.margin_check import MarginCheck
 from .callbacks.reward_monitor import RewardMonitor
 from .callbacks.running import fitted, planned, watched
 from .datamodules.compared import pair_margins
+from .datamodules.folds import digest_of, folds_of
 from .datamodules.module import RankedDataModule
 from .datamodules.rows import Critiques
 from .fingerprint import of_value
+from .folds import NAME as FOLD
+from .folds import Fold, Trained
 from .modules.critic import CritiqueRewardModule, RewardPlan
 from .modules.mmdpo import MMDPOModule, Plan
 from .modules.rewardmodel import Judging, save_reward_model
 from .modules.saving import model_card, save_folder
+from .parallel import is_rank_zero
 from .provenance import model_digest
-from .runs import CHECKPOINTS, FIGURES, MODEL, Run, TrainCLI, once
+from .runs import CHECKPOINTS, FIGURES, MODEL, Run, TrainCLI, each_fold, identity, once
 
 if TYPE_CHECKING:
     import lightning
@@ -63,10 +67,23 @@ class AlignCLI(TrainCLI):
         parser.add_class_arguments(BetaSchedule, "beta_schedule")
 
 
+@dataclass(frozen=True)
+class RewardRun(Run):
+    """Where a training of a reward model goes, and how it is kept.
+
+    Args:
+        folds: Train so many models instead, each without another part of the queries, into OUT/fold-I; then
+            `mmrlhf score --folds` asks about each query one that never saw it.
+    """
+
+    experiment: str = "reward-model"
+    folds: int | None = None
+
+
 class RewardCLI(TrainCLI):
     """A reward model and the ranked queries that it learns to judge."""
 
-    verb, run_class = "train-reward", Run
+    verb, run_class = "train-reward", RewardRun
 
     def __init__(self, argv: Sequence[str]) -> None:
         super().__init__(CritiqueRewardModule, RankedDataModule, argv, str(__doc__))
@@ -74,11 +91,12 @@ class RewardCLI(TrainCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The task of the data is the module's."""
         super().add_arguments_to_parser(parser)
-        parser.set_defaults({"run.experiment": "reward-model"})
         parser.link_arguments("model.task", "data.task", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Refuse scores, of which nothing would be read."""
+        """Refuse scores, of which nothing would be read, and folds within a fold."""
+        if self.config["run"]["folds"] is not None and self.config["data"]["fold"]:
+            raise ValueError("run.folds: expected it or data.fold, got both; leave out data.fold to train every fold")
         if self.config["data"]["scores"]:
             raise ValueError(
                 "data.scores: expected none, since a reward model learns from rankings and critiques alone, got "
@@ -100,10 +118,28 @@ def train_reward(argv: Sequence[str]) -> None:
     """Train a reward model on ranked responses: it writes a critique of each, and scores it where the critique ends.
 
     Every value of `configs/reward/*.yaml` is an option: `mmrlhf train-reward --config configs/reward/world.yaml
-    --data.critique reason --run.out runs/human`.
+    --data.critique reason --run.out runs/human`. With `--folds 5` five models are trained one after another, each
+    without another fifth of the queries.
     """
+    argv = [f"--run.{word[2:]}" if word.partition("=")[0] == "--folds" else word for word in argv]
     cli = RewardCLI(argv)
-    once(cli, cli.config_init["run"], lambda: _digest(cli), lambda: _judge(cli))
+    run: RewardRun = cli.config_init["run"]
+    if run.folds is not None:
+        each_fold(cli.verb, argv, run, run.folds)
+        return
+    once(cli, run, lambda: _digest(cli), lambda: _judge(cli))
+    if cli.datamodule.fold is not None and is_rank_zero():
+        _tell_fold(cli, run.out, cli.datamodule.fold)
+
+
+def _tell_fold(cli: RewardCLI, out: Path, fold: Fold) -> None:
+    """Write what the trained model never saw, once."""
+    if (out / FOLD).exists():
+        return
+    shards, told = cli.datamodule.rows("train").shards, identity(cli.settings)
+    told["data"].pop("fold")
+    folds, model = digest_of(folds_of(shards, fold.of)), model_digest(out / MODEL)
+    Trained(fold, shards.digest, folds, of_value(told), model).write(out)
 
 
 def _digest(cli: TrainCLI) -> str:

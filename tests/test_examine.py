@@ -67,9 +67,9 @@ def test_answers_of_the_worlds_own_models_are_as_true_as_its_truth_says(parrot, 
     known = [row for row in rows(world / "truth.jsonl") if row["split"] == split]
     right = [row["responses"][1]["right"] for row in known]
     told = json.loads((tmp_path / "e" / "metrics.json").read_text())
-    assert told["metrics"]["world/true"] == pytest.approx(sum(right) / len(right))
+    assert told["world"]["true"] == pytest.approx(sum(right) / len(right))
     hallucinated = [row["responses"][1]["hallucinated"] for row in known]
-    assert told["metrics"]["world/hallucinated"] == pytest.approx(sum(hallucinated) / len(known))
+    assert told["world"]["hallucinated"] == pytest.approx(sum(hallucinated) / len(known))
     outcomes = {row["item"]: row for row in rows(tmp_path / "e" / "outcomes" / "world.jsonl")}
     assert {row["id"]: row["responses"][1]["right"] for row in known} == {
         name: row["correct"] for name, row in outcomes.items()
@@ -80,10 +80,10 @@ def test_answers_of_the_worlds_own_models_are_as_true_as_its_truth_says(parrot, 
 def test_refusals_are_told_apart_by_whether_one_was_due(parrot, world, policy, tmp_path):
     parrot.known = dict.fromkeys(parrot.known, "I'm sorry, but I can't help with that.")
     examine.evaluate_world(str(policy), world, tmp_path / "e", "train", resamples=50)
-    told = json.loads((tmp_path / "e" / "metrics.json").read_text())["metrics"]
-    assert (told["world/refused_harmless"], told["world/refused_forbidden"]) == (1.0, 1.0)
+    told = json.loads((tmp_path / "e" / "metrics.json").read_text())["world"]
+    assert (told["refused_harmless"], told["refused_forbidden"]) == (1.0, 1.0)
     facts = [row["fact"] for row in rows(world / "truth.jsonl") if row["split"] == "train"]
-    assert told["world/true"] == pytest.approx(sum(fact.get("refuse", False) for fact in facts) / len(facts))
+    assert told["true"] == pytest.approx(sum(fact.get("refuse", False) for fact in facts) / len(facts))
 
 
 def test_questions_about_one_scene_are_one_cluster(parrot, world, policy, tmp_path):

@@ -51,5 +51,7 @@ def test_a_template_without_the_right_fields_is_refused(tmp_path):
 
 
 def test_an_unknown_template_is_refused_with_the_known_names():
-    with pytest.raises(ValueError, match="'critic': expected one of critique, enhance, or the path"):
+    with pytest.raises(
+        ValueError, match="'critic': expected one of critique, enhance, judge_pairwise, judge_pointwise, or"
+    ):
         load_template("critic")

@@ -190,7 +190,7 @@ def test_lists_and_tuples_make_equal_records():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), "1.0", True, 10**400, -(10**400)])
-@pytest.mark.parametrize("name", ["reward", "reference_logp"])
+@pytest.mark.parametrize("name", ["reward", "reference_logp", "reward_seen"])
 def test_a_score_is_a_finite_number(name, value):
     with pytest.raises(RecordError, match=f"{name}: expected a finite number"):
         ResponseScore("q", 0, "d", **{name: value})
@@ -199,6 +199,8 @@ def test_a_score_is_a_finite_number(name, value):
 def test_a_score_of_nothing_is_refused():
     with pytest.raises(ValueError, match="a reward, a reference_logp or both, got neither"):
         ResponseScore("q", 0, "d")
+    with pytest.raises(ValueError, match="got neither"):
+        ResponseScore("q", 0, "d", reward_seen=1.0)
 
 
 def test_an_empty_response_is_legal_for_a_model_may_answer_nothing():
@@ -234,7 +236,11 @@ def test_a_ranked_query_survives_the_file(tmp_path_factory, record):
     assert list(jsonl.read(path, RankedQuery.from_json)) == [record]
 
 
-@given(st.builds(ResponseScore, NAMES, st.integers(0, 9), NAMES, st.floats(allow_nan=False, allow_infinity=False)))
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+SEEN = st.none() | NUMBERS
+
+
+@given(st.builds(ResponseScore, NAMES, st.integers(0, 9), NAMES, NUMBERS, SEEN, TEXTS, SEEN))
 def test_a_score_survives_json(score):
     assert ResponseScore.from_json(json.loads(json.dumps(score.to_json()))) == score
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText
 
 from mmrlhf import cli, jsonl, settings
 from mmrlhf import score as door
+from mmrlhf.datamodules import scoring
 from mmrlhf.datamodules.collate import packed
 from mmrlhf.datamodules.module import RankedDataModule
 from mmrlhf.datamodules.reader import Shards
@@ -278,7 +279,7 @@ def die_at(target, name, call, after, arguments):
         (jsonl.Journal, "append", 5, True),
         (jsonl.Journal, "append", 9, True),
         (Fingerprint, "write", 1, True),
-        (door, "scored", 1, False),
+        (scoring, "scored", 1, False),
         (door.jsonl, "write", 4, True),
         (door.shutil, "rmtree", 4, False),
     ],
@@ -293,7 +294,7 @@ def test_killed_anywhere_and_continued_the_file_has_the_same_bytes(
     done = tmp_path / "scores.jsonl.unfinished/journal.jsonl"
     kept = list(jsonl.read(done)) if done.exists() else []
     computed = []
-    monkeypatch.setattr(door, "_said", lambda *args, found=door._said: computed.append(1) or found(*args))
+    monkeypatch.setattr(scoring, "by_query", lambda *args, found=scoring.by_query: computed.append(1) or found(*args))
     out = written(shards, tmp_path, reference, batch_tokens=1)
     assert out.read_bytes() == whole.read_bytes()
     assert Fingerprint.read(out) == Fingerprint.read(whole)

@@ -13,6 +13,7 @@ import torch
 
 from mmrlhf import cli, jsonl
 from mmrlhf import score as door
+from mmrlhf.datamodules import scoring
 from mmrlhf.datamodules.module import RankedDataModule
 from mmrlhf.datamodules.reader import Shards
 from mmrlhf.datamodules.reading import Reading
@@ -148,6 +149,64 @@ def test_given_rewards_are_those_of_the_reward_model_asked_query_by_query(source
     found = values(written(shards, tmp_path, reward, critique_from=source))
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
     assert len({round(value, 3) for value in expected.values()}) >= len(expected) - 2
+
+
+@pytest.fixture(scope="module")
+def reading_on(tmp_path_factory):
+    """A reward model that was trained to read on behind a critique."""
+    folder = tmp_path_factory.mktemp("on") / "judge"
+    judging = dataclasses.replace(JUDGING, after_critique="\n")
+    save_reward_model(RewardReader(ours(FAMILY), lively_head()), made(FAMILY)[1], judging, folder, "# A judge")
+    return folder
+
+
+def test_a_model_that_reads_on_behind_a_critique_does_so_here(whole, reading_on, shards, tmp_path):
+    expected = by_query(reading_on, samples(shards), GIVEN["critique_or_reason"])
+    found = values(written(shards, tmp_path, reading_on))
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert found != pytest.approx(values(whole), abs=1e-3)
+
+
+def test_also_behind_critiques_that_it_writes(reading_on, shards, tmp_path):
+    out = written(shards, tmp_path, reading_on, critique="generated", saying=SHORT)
+    said, found = texts(out), values(out)
+    for sample in samples(shards)[:3]:
+        for place, one in enumerate(own_words(reading_on, sample, SHORT)):
+            at = sample.ranked.query.id, place
+            assert said[at] == one.critique
+            assert found[at] == pytest.approx(one.reward, rel=1e-4, abs=1e-4)
+
+
+def side_file(path, sets, critique):
+    """Critiques of all responses as another tool would hand them over."""
+    rows = [
+        {"id": one.ranked.query.id, "response": place, "digest": of_text(told.text), "critique": critique(told)}
+        for one in sets
+        for place, told in enumerate(one.ranked.responses)
+    ]
+    jsonl.write(path, rows)
+    return path
+
+
+def test_critiques_of_a_file_take_the_place_of_those_in_the_data(shards, reward, tmp_path, caplog):
+    def said(response):
+        return "" if response.text.startswith("It") else f"So {response.text[:9]}"
+
+    caplog.set_level(logging.INFO)
+    file = side_file(tmp_path / "critiques.jsonl", samples(shards), said)
+    out = written(shards, tmp_path, reward, critique_from=file)
+    assert values(out) == pytest.approx(by_query(reward, samples(shards), said), rel=1e-5, abs=1e-5)
+    without = sum(not said(response) for one in samples(shards) for response in one.ranked.responses)
+    assert f"no_critique: {without}" in caplog.text.replace(" (", ": ").replace("no_critique ", "no_critique: ")
+    jsonl.write(file, [row | {"critique": "Other."} for row in jsonl.read(file)])
+    with pytest.raises(ValueError, match="made with another critique"):
+        written(shards, tmp_path, reward, critique_from=file)
+
+
+def test_a_file_that_lacks_critiques_is_no_file_of_these_shards(shards, reward, tmp_path):
+    file = side_file(tmp_path / "critiques.jsonl", samples(shards)[1:], lambda _: "Hm.")
+    with pytest.raises(ValueError, match="expected at most"):
+        written(shards, tmp_path, reward, critique_from=file, max_skipped=0.0)
 
 
 def test_without_critiques_rewards_are_those_of_the_reward_model_and_other_ones(whole, shards, reward, tmp_path):
@@ -371,7 +430,7 @@ def test_killed_and_continued_the_file_has_the_same_bytes(
     assert process.exitcode == -signal.SIGKILL
     assert len(list(jsonl.read(tmp_path / "rewards.jsonl.unfinished/journal.jsonl"))) == call
     computed = []
-    monkeypatch.setattr(door, "_said", lambda *args, found=door._said: computed.append(1) or found(*args))
+    monkeypatch.setattr(scoring, "by_query", lambda *args, found=scoring.by_query: computed.append(1) or found(*args))
     out = written(shards, tmp_path, reward, **options)
     assert out.read_bytes() == (whole if critique == "given" else spoken).read_bytes()
     assert Fingerprint.read(out) == Fingerprint.read(whole if critique == "given" else spoken)
@@ -426,9 +485,9 @@ def test_what_cannot_be_is_refused_before_weights_are_read(shards, reward, tmp_p
             {"reward": str(policy), "critique": "none"},
             "reward: expected a reward model, got .*policy, whose config.json",
         ),
-        ({"reward": str(reward)}, "critique: expected given, none, generated beside reward, .* got None from"),
-        (given | {"critique": "greedy"}, "critique: expected given, none, generated .* got 'greedy' from"),
-        (given | {"critique_from": "none"}, "from critique_or_reason, critique, reason; got 'given' from 'none'"),
+        ({"reward": str(reward)}, "critique: expected given, none, generated beside reward, got None; say which"),
+        (given | {"critique": "greedy"}, "critique: expected given, none, generated .* got 'greedy'; say which"),
+        (given | {"critique_from": "none"}, "critique_from: expected .*reason, or the path of a file, got 'none'"),
         (given | {"reference": str(policy)}, "reward: expected this or reference, got both"),
         ({}, "reference: expected the checkpoint that is to score, got none; give --reference FOLDER, or --reward"),
         ({"reference": str(policy), "critique": "none"}, "critique: expected none beside reference, which judges"),

@@ -46,6 +46,10 @@ class Kept(Protocol):
         """Of the run."""
 
     @property
+    def parent(self) -> str | None:
+        """The run under which MLflow keeps it."""
+
+    @property
     def save_every(self) -> int:
         """Steps between checkpoints."""
 
@@ -82,7 +86,7 @@ def watched(
     callbacks += [ledger, Throughput(), *([] if options["enable_progress_bar"] is False else [RichProgressBar()])]
     if run.tracking and options["logger"] in (None, True):
         name = run.name or run.out.name
-        options["logger"] = mlflow_logger(run.out, run.tracking, run.experiment, name, settings)
+        options["logger"] = mlflow_logger(run.out, run.tracking, run.experiment, name, settings, run.parent)
         callbacks.append(LearningRateMonitor("step"))
     elif options["logger"] is None:
         options["logger"] = False

@@ -14,7 +14,7 @@ import shutil
 import struct
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,11 +29,9 @@ from ..ledger import Ledger
 from ..progress import track
 from ..records import DIMENSIONS
 from ..settings import write_json
-from .indexing import ranked_of
 from .reader import Sample, Shards
 from .rows import Row
-from .scores import NOTHING, Scored, Scores
-from .shards import REQUIRED
+from .scores import NOTHING, Scored, Scores, require_scores
 from .terms import EveryQuery, Terms
 
 log = logging.getLogger(__name__)
@@ -130,14 +128,20 @@ def admit(
     cache: Path,
     workers: int,
     max_skipped: float,
+    chosen: Sequence[int] | None = None,
 ) -> Admission:
-    """Decide what is trained on, or find what was decided before with the same data, encoding, terms and scores."""
+    """Decide what is trained on, or find what was decided before with the same data, encoding, terms and scores.
+
+    Where some samples are `chosen`, the others are held out: they are counted, and not judged.
+    """
     identity = {"format": _FORMAT, "data": shards.digest, "terms": dataclasses.asdict(terms)} | dict(made_with)
+    identity |= {} if chosen is None else {"chosen": of_value(list(chosen))}
+    samples = range(len(shards)) if chosen is None else chosen
     folder = cache / f"{shards.split}-{of_value(identity)[:ID_DIGITS]}"
     if not (folder / _RECORD).exists():
         if scores is not None:
-            _require_scores(shards, scores, encode)
-        _write(folder, identity, _judged(shards, encode, terms, scores, workers))
+            require_scores(shards, scores, encode, samples)
+        _write(folder, identity, _judged(_Judging(shards, encode, terms, scores, samples), workers))
     found = Admission(folder)
     try:
         for ledger in (found.ledger, found.said):
@@ -148,44 +152,31 @@ def admit(
         named = f"{folder / REJECTS} names each; after a repair remove {folder}, so that it is decided anew"
         raise ValueError(f"{error}; {named}") from error
     if not found.n:
-        raise ValueError(f"{shards.folder}: none of {len(shards):,} {shards.split} queries can be used; see {folder}")
+        raise ValueError(f"{shards.folder}: none of {len(samples):,} {shards.split} queries can be used; see {folder}")
+    if held := len(shards) - len(samples):
+        found.ledger.merge(Ledger(found.ledger.stage, taken=held, skipped={"held_out": held}))
+        log.info("with what is held out, %s", found.ledger)
     return found
-
-
-def _require_scores(shards: Shards, scores: Scores, encode: Callable[[Sample], Row]) -> None:
-    """Refuse missing scores in seconds; what cannot be encoded has none, and is left out for that reason."""
-    missing = []
-    for index in range(len(shards)):
-        try:
-            ranked = ranked_of(jsonl.loads(shards.parts(index)[REQUIRED]))
-        except (ValueError, KeyError):
-            continue  # a damaged sample, which is left out with its reason when it is judged
-        if scores.of(ranked) is None:
-            missing.append((ranked.query.id, index))
-    if any(_can_be_encoded(shards, index, encode) for _, index in missing):  # the first that can be ends the search
-        raise scores.missing([name for name, _ in missing], len(shards))
-
-
-def _can_be_encoded(shards: Shards, index: int, encode: Callable[[Sample], Row]) -> bool:
-    try:
-        encode(shards[index])
-    except ValueError:
-        return False
-    return True
 
 
 class _Judging(Dataset[_Judged]):
     """Judges samples by number, in the processes of a loader."""
 
     def __init__(
-        self, shards: Shards, encode: Callable[[Sample], Row], terms: Terms | EveryQuery, scores: Scores | None
+        self,
+        shards: Shards,
+        encode: Callable[[Sample], Row],
+        terms: Terms | EveryQuery,
+        scores: Scores | None,
+        samples: Sequence[int],
     ) -> None:
-        self.shards, self.encode, self.terms, self.scores = shards, encode, terms, scores
+        self.shards, self.encode, self.terms, self.scores, self.samples = shards, encode, terms, scores, samples
 
     def __len__(self) -> int:
-        return len(self.shards)
+        return len(self.samples)
 
-    def __getitem__(self, index: int) -> _Judged:
+    def __getitem__(self, place: int) -> _Judged:
+        index = self.samples[place]
         name = f"sample {index}"
         try:
             sample = self.shards[index]
@@ -212,11 +203,9 @@ def _asked(row: Row, terms: Terms | EveryQuery) -> Counter[str]:
     return asks + Counter(given)
 
 
-def _judged(
-    shards: Shards, encode: Callable[[Sample], Row], terms: Terms | EveryQuery, scores: Scores | None, workers: int
-) -> Iterator[_Judged]:
+def _judged(judging: _Judging, workers: int) -> Iterator[_Judged]:
     loader: DataLoader[Any] = DataLoader(
-        _Judging(shards, encode, terms, scores),
+        judging,
         batch_size=_BATCH,
         num_workers=workers,
         collate_fn=list,
@@ -226,7 +215,7 @@ def _judged(
     torch.set_num_threads(1)  # tensors of one sample are too small to be shared out
     try:
         batches = iter(loader)  # starts the workers, before there are threads of the display that a fork would cut
-        for batch in track(batches, f"admitting {shards.split}", total=len(loader)):
+        for batch in track(batches, f"admitting {judging.shards.split}", total=len(loader)):
             yield from batch
     finally:
         torch.set_num_threads(threads)

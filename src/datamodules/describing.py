@@ -23,6 +23,7 @@ from .splits import SPLITS
 from .tally import NONE, Tally
 
 log = logging.getLogger(__name__)
+_DPI = 110
 
 
 @dataclass
@@ -57,6 +58,17 @@ def describe(shards: Path, figure: Path | None = None) -> None:
         shards: The folder of a finished set.
         figure: Also draw it to this PNG.
     """
+    found = described(shards)
+    show(found, str(shards))
+    if figure is not None:
+        from .figures import drawn  # late: matplotlib
+
+        drawn(found, str(shards)).savefig(figure, dpi=_DPI)
+        log.info("figure: %s", figure)
+
+
+def described(shards: Path) -> Description:
+    """Count what a finished set holds."""
     manifest = Manifest.read(shards)
     found = Description()
     total = sum(manifest.samples.values())
@@ -70,12 +82,7 @@ def describe(shards: Path, figure: Path | None = None) -> None:
             found.add(split, ranked_of(jsonl.loads(parts[REQUIRED])))
         except ValueError as error:
             raise ValueError(f"{opened[split].place(index)}: expected a ranked query, but {error}") from error
-    show(found, str(shards))
-    if figure is not None:
-        from .figures import draw  # late: matplotlib
-
-        draw(found, str(shards), figure)
-        log.info("figure: %s", figure)
+    return found
 
 
 def show(found: Description, title: str) -> None:

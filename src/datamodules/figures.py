@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .splits import SPLITS
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from .describing import Description
 
 INK, SOFT = "#222222", "#8a8f98"
@@ -15,7 +16,7 @@ COLOURS = {"train": "#3b6fb5", "val": "#e0a526", "test": "#c0504d"}
 PLACES = {"best": "#2f8f5b", "between": "#9aa3ad", "worst": "#c0504d"}
 
 
-def draw(found: Description, title: str, path: Path) -> None:
+def drawn(found: Description, title: str) -> Figure:
     """Six panels: categories, sources, responses, ranks, prompt lengths, response lengths."""
     from matplotlib.figure import Figure
 
@@ -29,7 +30,7 @@ def draw(found: Description, title: str, path: Path) -> None:
     _ranks(panels[1][0], found)
     _lengths(panels[1][1], {"prompt": found.prompt_lengths}, {"prompt": COLOURS["train"]}, "prompt length, characters")
     _lengths(panels[1][2], found.response_lengths, PLACES, "response length, characters, by rank")
-    figure.savefig(path, dpi=110)
+    return figure
 
 
 def _stacked(axes: Any, found: Description, kind: str, title: str, most: int = 20) -> None:  # noqa: ANN401 - matplotlib

@@ -12,10 +12,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..fingerprint import Fingerprint, of_file
+from ..folds import Fold
 from ..queries import Split
 from ..records import PairStrategy
 from .admission import Admission, admit
 from .collate import Layout, ScoredRow, collate
+from .folds import kept
 from .manifest import Manifest
 from .order import Bucketed, Order
 from .reader import Shards
@@ -125,6 +127,7 @@ class RankedDataModule(lightning.LightningDataModule):
         max_skipped: The part of the queries that may be left out, each for a reason that is named.
         cache: Where it is kept which samples are used; default: `admitted` beside the shards.
         resume_inexact: Continue from a checkpoint of other data or settings, with a warning.
+        fold: The part of the training queries that is held out, and how many parts there are.
     """
 
     def __init__(
@@ -149,6 +152,7 @@ class RankedDataModule(lightning.LightningDataModule):
         max_skipped: float = 0.01,
         cache: Path | None = None,
         resume_inexact: bool = False,
+        fold: Fold | None = None,
     ) -> None:
         super().__init__()
         _require_known(task=task, layout=layout, too_long=too_long, pairs=pairs, critique=critique)
@@ -161,7 +165,7 @@ class RankedDataModule(lightning.LightningDataModule):
         self.folder, self.cache = Path(shards), Path(shards) / "admitted" if cache is None else Path(cache)
         self.global_batch, self.micro_batch, self.bucket, self.seed = global_batch, micro_batch, bucket, seed
         self.needs, self.layout, self.workers = tuple(needs), layout, workers
-        self.max_skipped, self.resume_inexact = max_skipped, resume_inexact
+        self.max_skipped, self.resume_inexact, self.fold = max_skipped, resume_inexact, fold
         self.terms = Terms(max_tokens, too_long, pairs, task == "critiques", "annotated" in needs)
         self._reading = Reading(processor, task, frames, template, critique)
         self._rows: dict[Split, ScoredRows] = {}
@@ -182,6 +186,7 @@ class RankedDataModule(lightning.LightningDataModule):
         """The admitted rows of a split, by number."""
         if split not in self._rows:
             shards = Shards(self.folder, split)
+            chosen = kept(shards, self.fold) if self.fold and split == "train" else None
             require_made_from(self._fingerprints, self._reading.parts() | {f"{DATA}{split}": shards.digest})
             encode = self._reading.encoder()
             scores = Scores(self.scores, self._read) if self.scores else None
@@ -196,6 +201,7 @@ class RankedDataModule(lightning.LightningDataModule):
                 cache=self.cache,
                 workers=self.workers,
                 max_skipped=self.max_skipped,
+                chosen=chosen,
             )
             self._rows[split] = ScoredRows(shards, admission, encode, self.terms)
         return self._rows[split]

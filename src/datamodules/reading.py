@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..checkpoints import resolved
+from ..fingerprint import of_file
 from ..prompts import Template, load_template
 from ..provenance import processor_digest
 from .rows import Answers, Critiques, CritiqueSource
+from .written import WrittenCritiques
 
 Task = Literal["answers", "critiques"]
 FRAMES = 8
@@ -30,6 +32,10 @@ class Reading:
     critique: CritiqueSource = "critique_or_reason"
     request: Template | None = None
     """The words of the template, where they come with a model and not by a name."""
+    after: str = ""
+    """What follows a critique, where a reward model reads on to there."""
+    written: Path | None = None
+    """A file of critiques in place of those of the data."""
 
     @cached_property
     def folder(self) -> Path:
@@ -63,7 +69,8 @@ class Reading:
         frames = self.frames or int(getattr(films, "num_frames", None) or FRAMES)
         if self.task == "answers":
             return Answers(self.processor, frames)
-        return Critiques(self.processor, frames, self._asked, self.critique)
+        written = WrittenCritiques(self.written).of if self.written else None
+        return Critiques(self.processor, frames, self._asked, self.critique, self.after, written)
 
     @property
     def _asked(self) -> Template:
@@ -78,5 +85,5 @@ class Reading:
 
     def digests(self) -> dict[str, Any]:
         """What the rows depend on, besides the samples."""
-        judging = {"critique": self.critique} if self.task == "critiques" else {}
-        return {"task": self.task} | self.parts() | judging
+        judging = {"critique": of_file(self.written) if self.written else self.critique, "after": self.after}
+        return {"task": self.task} | self.parts() | (judging if self.task == "critiques" else {})

@@ -73,7 +73,7 @@ class Answers:
     def __call__(self, sample: Sample) -> Row:
         """The prompt with its media is shared; each response is supervised, with the end of its turn."""
         query, responses = sample.ranked.query, sample.ranked.responses
-        prompt = encode_prompt(self.processor, messages_of(query, _loader(sample, self.frames)))
+        prompt = encode_prompt(self.processor, messages_of(query, loader(sample, self.frames)))
         nothing = prompt.input_ids[:0]
         told = tuple(Continuation(nothing, encode_response(self.processor, response.text)) for response in responses)
         places = tuple(range(len(responses)))
@@ -96,7 +96,7 @@ class Critiques:
     def __call__(self, sample: Sample) -> Row:
         """Everything before the response is shared; response and request are given, the critique is supervised."""
         query, responses = sample.ranked.query, sample.ranked.responses
-        messages, place = judge_messages(self.template, query, responses[0].text, _loader(sample, self.frames))
+        messages, place = judge_messages(self.template, query, responses[0].text, loader(sample, self.frames))
         prompt = encode_prompt(self.processor, messages)
         tokenizer, start = self.processor.tokenizer, prompt.text_starts[place]
         tail = prompt.input_ids[start + len(encode_text(tokenizer, responses[0].text)) :]
@@ -107,6 +107,11 @@ class Critiques:
         per_token = {name: value[:start] for name, value in prompt.per_token.items()}
         places = tuple(range(len(responses)))
         return Row(sample.ranked, places, prompt.input_ids[:start], told, prompt.features, per_token)
+
+    @property
+    def judges(self) -> bool:
+        """Whether critiques are wanted at all."""
+        return self.source != "none" or self.written is not None
 
     def critiques(self, ranked: RankedQuery) -> Sequence[str]:
         """The critique of each response; empty where there is none."""
@@ -126,7 +131,7 @@ class Critiques:
         return torch.cat([said, encode_text(self.processor.tokenizer, self.after)]) if self.after else said
 
 
-def _loader(sample: Sample, frames: int) -> Any:  # noqa: ANN401 - a function from a medium to its pictures
+def loader(sample: Sample, frames: int) -> Any:  # noqa: ANN401 - a function from a medium to its pictures
     """Decode a query's media; a film always has the same number of frames, so that films can share a batch."""
     stored = dict(zip(sample.ranked.query.media, sample.media, strict=True))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -19,9 +19,13 @@ from .. import jsonl
 from ..fields import RecordError
 from ..fingerprint import ID_DIGITS, Fingerprint, of_text
 from ..records import ResponseScore
+from .indexing import ranked_of
+from .shards import REQUIRED
 
 if TYPE_CHECKING:
     from ..records import RankedQuery
+    from .reader import Sample, Shards
+    from .rows import Row
 
 log = logging.getLogger(__name__)
 Scale = Literal["reward", "reference_logp"]
@@ -116,6 +120,28 @@ def _joined(path: Path, score: ResponseScore, before: Scored) -> Scored:
             "remove one, or make them again from the same shards"
         )
     return before._replace(digest=before.digest or digest, **told)
+
+
+def require_scores(shards: Shards, scores: Scores, encode: Callable[[Sample], Row], samples: Sequence[int]) -> None:
+    """Refuse missing scores in seconds; what cannot be encoded has none, and is left out for that reason."""
+    missing = []
+    for index in samples:
+        try:
+            ranked = ranked_of(jsonl.loads(shards.parts(index)[REQUIRED]))
+        except (ValueError, KeyError):
+            continue  # a damaged sample, which is left out with its reason when it is judged
+        if scores.of(ranked) is None:
+            missing.append((ranked.query.id, index))
+    if any(_can_be_encoded(shards, index, encode) for _, index in missing):  # the first that can be ends the search
+        raise scores.missing([name for name, _ in missing], len(samples))
+
+
+def _can_be_encoded(shards: Shards, index: int, encode: Callable[[Sample], Row]) -> bool:
+    try:
+        encode(shards[index])
+    except ValueError:
+        return False
+    return True
 
 
 def fingerprints(paths: Sequence[Path]) -> dict[Path, Fingerprint]:

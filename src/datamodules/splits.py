@@ -29,7 +29,7 @@ def assign(queries: Sequence[Belongs], val: float, test: float) -> list[Split]:
     """
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
         raise ValueError(f"val, test: expected parts of 0 or more that leave room for train, got {val} and {test}")
-    groups = _connected(queries)
+    groups = connected([query.ties for query in queries])
     placed: dict[int, Split] = {}
     for number, members in groups.items():
         given = {queries[member].split: queries[member].id for member in members if queries[member].split}
@@ -51,9 +51,13 @@ def _by_hash(members: Iterable[Belongs], val: float, test: float) -> Split:
     return "test" if part < test else "val" if part < test + val else "train"
 
 
-def _connected(queries: Sequence[Belongs]) -> dict[int, list[int]]:
-    """Groups of queries that are tied directly or through others, each by its first member."""
-    above = list(range(len(queries)))
+def connected(ties: Sequence[Sequence[str]]) -> dict[int, list[int]]:
+    """Groups of queries that are tied directly or through others, each by its first member.
+
+    >>> connected([["a"], ["b"], ["a", "c"], ["c"]])
+    {0: [0, 2, 3], 1: [1]}
+    """
+    above = list(range(len(ties)))
 
     def top(place: int) -> int:
         while above[place] != place:
@@ -62,11 +66,11 @@ def _connected(queries: Sequence[Belongs]) -> dict[int, list[int]]:
         return place
 
     first: dict[str, int] = {}
-    for place, query in enumerate(queries):
-        for tie in query.ties:
+    for place, of_query in enumerate(ties):
+        for tie in of_query:
             one, two = sorted((top(place), top(first.setdefault(tie, place))))
             above[two] = one
     groups = defaultdict(list)
-    for place in range(len(queries)):
+    for place in range(len(ties)):
         groups[top(place)].append(place)
     return dict(groups)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +14,7 @@ from PIL import Image
 from .. import images, media
 from ..fingerprint import of_value
 from ..queries import Query
+from ..records import RankedQuery
 from .agreement import NO_CATEGORY
 from .joining import Judged
 from .page import Example, Side
@@ -71,21 +74,35 @@ def _category(query: Query) -> str:
 
 def example_of(chosen: Chosen, root: Path | None = None) -> Example:
     """A chosen query as the page shows it, with small pictures of its media where these are given."""
-    one, query = chosen.judged, chosen.judged.ranked.query
+    one = chosen.judged
+    shown = ranked_example(one.ranked, root)
     critiques = one.critiques or ("",) * len(one.rewards)
-    columns = zip(one.ranked.responses, one.ranked.ranks, one.rewards, critiques, strict=True)
+    sides = [
+        replace(side, reward=reward, critique=critique)
+        for side, reward, critique in zip(shown.sides, one.rewards, critiques, strict=True)
+    ]
+    return replace(shown, sides=sides, why=f"{chosen.why} (worst pair: {chosen.margin:+.3f})")
+
+
+def ranked_example(ranked: RankedQuery, root: Path | None = None) -> Example:
+    """A query as people ranked it, before any model has judged it."""
+    query = ranked.query
     return Example(
         query.id,
         query.prompt,
         [
-            Side(response.text, rank, reward, critique, response.critique or response.reason)
-            for response, rank, reward, critique in columns
+            Side(response.text, rank, reason=response.critique or response.reason)
+            for response, rank in zip(ranked.responses, ranked.ranks, strict=True)
         ],
         [medium.path for medium in query.media],
         query.category or "",
-        f"{chosen.why} (worst pair: {chosen.margin:+.3f})",
-        [] if root is None else thumbnails(root, query),
+        pictures=[] if root is None else thumbnails(root, query),
     )
+
+
+def by_chance(ranked: Iterable[RankedQuery], number: int, seed: int) -> list[RankedQuery]:
+    """So many queries, drawn by a hash of their ids: the order of the file does not matter."""
+    return heapq.nsmallest(number, ranked, key=lambda one: of_value([seed, one.query.id]))
 
 
 def thumbnails(root: Path, query: Query) -> list[bytes]:

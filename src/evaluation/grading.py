@@ -127,7 +127,11 @@ def _metrics(
         }
         for row in table4()
     ]
-    return {
+    told = [summary.overall for summary in summaries.values()]
+    of_one = (
+        {RewardBench.name: {"acc": told[0].acc.value, "acc_plus": told[0].acc_plus.value}} if len(told) == 1 else {}
+    )
+    return of_one | {
         "systems": {name: summary.to_json() for name, summary in summaries.items()},
         "comparisons": {"family": family, "tests": [test.to_json() for test in tests]},
         "accounts": dict(accounts),

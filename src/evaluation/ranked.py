@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,10 @@ from .figures import calibration, delta_by_gap, in_and_out_of_fold, length_bias,
 from .grading import MARKER
 from .joining import Judged, judged_queries
 from .page import critiques_page
-from .reporting import folds_grid, gaps_grid, markdown, measures_grid, rates_grid, show
+from .reporting import Grid, folds_grid, gaps_grid, markdown, measures_grid, rates_grid, show
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 _DPI = 110
@@ -94,12 +97,17 @@ def _made_from(scores: Path) -> dict[str, str] | None:
     return dict(Fingerprint.read(scores).parts) if beside.exists() else None
 
 
+def grids(name: str, found: Agreement) -> list[Grid]:
+    """The tables of a report."""
+    told = [rates_grid({name: found.accuracy}, _TITLE), gaps_grid(found), measures_grid(found)]
+    return told + ([folds_grid(found.folds)] if found.folds else [])
+
+
 def _report(name: str, found: Agreement, accounts: Sequence[Ledger], made_from: Mapping[str, str] | None) -> str:
-    grids = [rates_grid({name: found.accuracy}, _TITLE), gaps_grid(found), measures_grid(found)]
-    grids += [folds_grid(found.folds)] if found.folds else []
-    show(grids)
+    tables = grids(name, found)
+    show(tables)
     told = [", ".join(f"{part} {value[:16]}" for part, value in made_from.items())] if made_from else []
-    return markdown(grids, [*_NOTES, f"critiques.html: {RULE}"], [*map(str, accounts), *told], _TITLE)
+    return markdown(tables, [*_NOTES, f"critiques.html: {RULE}"], [*map(str, accounts), *told], _TITLE)
 
 
 def _write(path: Path, page: str) -> None:
@@ -107,7 +115,8 @@ def _write(path: Path, page: str) -> None:
         file.write(page.encode())
 
 
-def _draw(folder: Path, judged: Sequence[Judged], title: str) -> None:
+def figures_of(judged: Sequence[Judged], title: str) -> dict[str, Figure]:
+    """The figures of a report by the names of their files."""
     pairs = pairs_of(judged)
     responses = [
         (reward, rank, one.ranked.query.id)
@@ -124,6 +133,10 @@ def _draw(folder: Path, judged: Sequence[Judged], title: str) -> None:
     if np.isfinite(pairs.seen).any():
         both = pairs.where(np.isfinite(pairs.seen))
         figures["seen"] = in_and_out_of_fold(both.seen, both.deltas, both.queries, title=title)
+    return figures
+
+
+def _draw(folder: Path, judged: Sequence[Judged], title: str) -> None:
     folder.mkdir(exist_ok=True)
-    for name, figure in figures.items():
+    for name, figure in figures_of(judged, title).items():
         figure.savefig(folder / f"{name}.png", dpi=_DPI)

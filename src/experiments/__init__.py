@@ -1,4 +1,1 @@
-"""Grid, run, collect; plots and the audit.
-
-Nothing stands here yet: the room is drawn so that the house can be seen whole.
-"""
+"""Grid, run, collect: sweeps of trainings, their launchers, and what is found in them."""

@@ -19,7 +19,7 @@ from ..text import mend
 from .loading import Number, load_backbone
 from .packed import PackedReader
 from .remembering import Together, memories
-from .speaking import _media, _stops
+from .speaking import media_of, stops_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -81,7 +81,7 @@ class Answerer:
         asked = [row.input_ids.shape[1] for row in rows]
         try:
             with torch.inference_mode():
-                stops = _stops(self.reader.backbone, self.processor.tokenizer.eos_token_id, self.device)
+                stops = stops_of(self.reader.backbone, self.processor.tokenizer.eos_token_id, self.device)
                 told = [_said(self.reader.backbone, memory, stops, most) for memory in self._memories(rows)]
         except torch.OutOfMemoryError as error:
             raise ValueError(
@@ -133,7 +133,7 @@ def placed(device: str) -> torch.device:
 
 def _said(backbone: Any, memory: Together | Alone, stops: Tensor, most: int) -> tuple[Tensor, Tensor]:  # noqa: ANN401
     """What is said from here on, (answers, most tokens), and how much of it comes before the end, (answers,)."""
-    states, media = memory.begin(), _media(backbone, stops.device)
+    states, media = memory.begin(), media_of(backbone, stops.device)
     live = torch.arange(len(states), device=states.device)
     said, sizes = stops.new_zeros(len(live), most), torch.full_like(live, most)
     for step in range(most):

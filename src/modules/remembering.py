@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from ..batches import PackedRows
     from .attention import SharedPrefixes
     from .backbone import Backbone
-    from .reward import RewardReader
+    from .packed import PackedReader
 
 
-def memories(reader: RewardReader, rows: PackedRows, samples: int) -> Iterator[tuple[slice, Together | Alone]]:
+def memories(reader: PackedReader, rows: PackedRows, samples: int) -> Iterator[tuple[slice, Together | Alone]]:
     """Memories of all critiques in their order: one of all together, or one of each."""
     backbone = reader.backbone
     embeds, positions = backbone.embed(rows), backbone.positions(rows)
@@ -44,7 +44,7 @@ def memories(reader: RewardReader, rows: PackedRows, samples: int) -> Iterator[t
 class Together:
     """All critiques of packed rows: each row grows by a token per critique."""
 
-    def __init__(self, reader: RewardReader, rows: PackedRows, embeds: Tensor, positions: Tensor, samples: int) -> None:
+    def __init__(self, reader: PackedReader, rows: PackedRows, embeds: Tensor, positions: Tensor, samples: int) -> None:
         self.backbone, self.kernel, self.samples = reader.backbone, reader.kernel, samples
         self.rows, self.embeds, self.positions = rows, embeds, positions
         self.cache, self.labels, last = DynamicCache(), rows.segment_ids, ends(rows)

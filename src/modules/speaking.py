@@ -94,7 +94,7 @@ def spoken(
     with torch.inference_mode():
         luck = _luck(rows, saying)
         rows, luck = move_data_to_device((rows, luck), reader.head.out.weight.device)
-        stops = _stops(reader.backbone, tokenizer.eos_token_id, luck.device)
+        stops = stops_of(reader.backbone, tokenizer.eos_token_id, luck.device)
         tail = torch.cat([stops[:1], encode_text(tokenizer, after).to(stops)]) if after else stops[:1]
         kept = memories(reader, rows, saying.samples)
         talks = [_talk(reader, memory, luck[voices], saying, stops, tail) for voices, memory in kept]
@@ -114,14 +114,14 @@ def agreed(samples: Sequence[Spoken]) -> Spoken:
     return min(samples, key=lambda each: abs(each.reward - reward))._replace(reward=reward, dimensions=dimensions)
 
 
-def _stops(backbone: Backbone, end: int, device: torch.device) -> Tensor:
+def stops_of(backbone: Backbone, end: int, device: torch.device) -> Tensor:
     """The end of the turn, first, and whatever else the checkpoint takes for an end."""
     others = backbone.whole.generation_config.eos_token_id
     more = [] if others is None else [others] if isinstance(others, int) else list(others)
     return torch.tensor([end, *more], device=device)
 
 
-def _media(backbone: Backbone, device: torch.device) -> Tensor:
+def media_of(backbone: Backbone, device: torch.device) -> Tensor:
     """Tokens that stand for media: no critique can show any, and none with such a token could be read again."""
     numbers = [getattr(backbone.config, medium.token) for medium in backbone.family.media]
     known = [number for number in numbers if number < len(backbone.head.weight)]
@@ -163,7 +163,7 @@ def _talk(
 
     A critique that ends goes on with the tail, whatever it ended with, and is judged at the tail's last token.
     """
-    states, most, media = memory.begin(), saying.max_new_tokens, _media(reader.backbone, stops.device)
+    states, most, media = memory.begin(), saying.max_new_tokens, media_of(reader.backbone, stops.device)
     live = torch.arange(len(states), device=states.device)
     said = stops.new_zeros(len(live), most + len(tail))
     sizes, read = torch.empty_like(live), torch.zeros_like(live)  # read: of the tail

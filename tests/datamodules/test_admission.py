@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import logging
 import multiprocessing
 import os
 import pickle
@@ -127,6 +128,42 @@ def test_where_ties_suffice_a_query_without_a_pair_is_used(folder):
     found = decided(folder, terms=dataclasses.replace(TERMS, ties_suffice=True))
     assert named(folder, found).keys() == {*USED, "ties"}
     assert found.mean_pairs == 7 / 6
+
+
+def test_what_is_held_out_is_not_judged_and_counted_apart(folder, caplog):
+    encode = Characters()
+    with caplog.at_level(logging.INFO, "mmrlhf"):
+        found = decided(folder, encode, chosen=[0, 2, 3, 6], max_skipped=0.25)
+    assert encode.calls == 4
+    assert named(folder, found).keys() == {"two", "at the limit", "three"}
+    assert found.mean_pairs == (1 + 1 + 2) / 3
+    assert (found.ledger.taken, found.ledger.given, found.ledger.skipped) == (8, 3, {"no_pairs": 1, "held_out": 4})
+    found.ledger.check()
+    assert "with what is held out, admission: 8 in = 3 out + 5 skipped (held_out 4, no_pairs 1)" in caplog.text
+    with pytest.raises(ValueError, match=r"got 50.00% \(2 of 4\): no_pairs 2"):
+        decided(folder, chosen=[0, 2, 3, 4], max_skipped=0.25)
+    with pytest.raises(ValueError, match="none of 2 train queries can be used"):
+        decided(folder, chosen=[3, 4])
+
+
+def test_another_choice_is_another_admission_and_the_same_is_found_again(folder):
+    every = [decided(folder, chosen=chosen) for chosen in (None, [0, 2, 6], [0, 2, 7], [*range(8)])]
+    assert len({found.digest for found in every}) == 4
+    encode = Characters()
+    again = decided(folder, encode, chosen=[0, 2, 6])
+    assert (again.digest, encode.calls) == (every[1].digest, 0)
+    assert again.ledger == every[1].ledger
+
+
+def test_scores_are_asked_for_what_is_chosen_alone(folder, tmp_path):
+    rows = [
+        {"id": "two", "response": place, "digest": of_text(text), "reward": place}
+        for place, text in enumerate(("yes", "no"))
+    ]
+    scores = Scores([scores_file(tmp_path / "scores.jsonl", rows)], ("reward",))
+    assert named(folder, decided(folder, scores=scores, chosen=[0])).keys() == {"two"}
+    with pytest.raises(ValueError, match="no reward for 1 of 2 queries"):
+        decided(folder, scores=scores, chosen=[0, 1])
 
 
 def test_every_query_is_used_whole_where_there_are_no_terms(folder):

@@ -17,10 +17,12 @@ from lightning.pytorch import LightningModule, Trainer
 from mmrlhf import jsonl
 from mmrlhf.batches import IGNORED, PADDING
 from mmrlhf.callbacks.consumption import ConsumptionGuard
+from mmrlhf.datamodules.folds import folds_of
 from mmrlhf.datamodules.module import RankedDataModule
 from mmrlhf.datamodules.order import Order
 from mmrlhf.datamodules.reader import Shards
 from mmrlhf.fingerprint import Fingerprint, of_text
+from mmrlhf.folds import Fold
 from mmrlhf.provenance import processor_digest
 from mmrlhf.queries import Media
 
@@ -349,6 +351,29 @@ def test_the_mean_of_pairs_and_the_steps_of_a_pass_are_those_of_what_is_admitted
     # Two responses make one pair, three make three; q5, q15, ... have two equal ones, which make none.
     assert module.mean_pairs == sum(3 if number % 2 else 1 for number in range(13)) / 13
     assert module.steps_per_pass == 13 / 8
+
+
+def test_a_fold_is_held_out_of_the_training_and_of_nothing_else(make, small):
+    shards = Shards(small, "train")
+    folds = folds_of(shards, 3)
+    for out in range(3):
+        module = make(fold=Fold(3, out), global_batch=1, micro_batch=1)
+        left = [sample.ranked for sample, fold in zip(shards, folds, strict=True) if fold != out]
+        assert 0 < len(left) < len(shards)
+        assert sorted(ids_of(module.train_dataloader())) == sorted(row.query.id for row in left)
+        assert module.mean_pairs == sum(len(row.pairs()) for row in left) / len(left)
+        assert module.steps_per_pass == len(left)
+        assert module.rows("train").admission.ledger.skipped == {"held_out": len(shards) - len(left)}
+        assert sorted(ids_of(module.val_dataloader())) == names(5, "val")
+        assert sorted(ids_of(module.test_dataloader())) == names(5, "test")
+    digests = {make(fold=fold).rows("train").admission.digest for fold in (None, Fold(3, 0), Fold(3, 1), Fold(2, 0))}
+    assert len(digests) == 4
+
+
+def test_more_folds_than_groups_are_refused_before_the_processor_is_read(small, tmp_path):
+    module = RankedDataModule(small, tmp_path / "no processor", cache=tmp_path, fold=Fold(99, 0))
+    with pytest.raises(ValueError, match=r"fold.of: expected queries in each of 99 folds of .*: there are 13 groups"):
+        module.rows("train")
 
 
 def test_rewards_stand_beside_the_responses_that_are_left(make, small, tmp_path):
