@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import lightning
-from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, RichProgressBar
 
+from ..preemption import Preempted, heard, listening
 from .compute import ComputeLedger
 from .consumption import ConsumptionGuard
 from .gradients import GradientCheck
 from .limits import limited, planned_steps, stopped_early
-from .saving import LAST, SaveWhole
+from .resuming import newest, require_readable
+from .saving import LocalFile, SaveWhole
 from .seeds import StepSeeds
 from .throughput import Throughput
 from .tracking import mlflow_logger
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
+
+
+_log = logging.getLogger(__name__)
 
 
 class Kept(Protocol):
@@ -90,7 +96,10 @@ def watched(
         callbacks.append(LearningRateMonitor("step"))
     elif options["logger"] is None:
         options["logger"] = False
-    callbacks += [*(options["callbacks"] or []), SaveWhole(checkpoints, run.save_every)]
+    callbacks += [*_given(options["callbacks"]), SaveWhole(checkpoints, run.save_every)]
+    options["plugins"] = [*_given(options["plugins"]), LocalFile()]
+    # Where Lightning looks for checkpoints of its own, which a job of SLURM would go on from.
+    options["default_root_dir"] = options["default_root_dir"] or run.out
     fixed = {"use_distributed_sampler": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
     return lightning.Trainer(**options | fixed | {"callbacks": callbacks})
 
@@ -110,17 +119,47 @@ def planned(trainer: lightning.Trainer, data: Batches) -> int:
 
 
 def fitted(trainer: lightning.Trainer, module: Any, data: Any, checkpoints: Path, steps: int) -> None:  # noqa: ANN401
-    """Fit from the last checkpoint, or from the beginning, to the last step, after which it is validated."""
-    last = checkpoints / LAST
+    """Fit from the newest checkpoint, or from the beginning, to the last step, after which it is validated."""
+    with listening():
+        _fit(trainer, module, data, newest(checkpoints))
+        _finish(trainer, module, data, checkpoints, steps)
+
+
+def _fit(trainer: lightning.Trainer, module: Any, data: Any, state: Path | None) -> None:  # noqa: ANN401
+    if state is not None:
+        require_readable(state, trainer)
+        _log.info("%s: goes on from here", state.parent)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
+    except Preempted:
+        raise
+    except RuntimeError as error:
+        if heard() is None:
+            raise
+        # A signal to all processes of a job also ends those that load batches, and other ranks.
+        _log.warning("told to go (%s), and could not end the step: %s; the same command continues", heard(), error)
+        raise Preempted(trainer.is_global_zero) from error
     except SystemExit as exit_:
         if trainer.interrupted:  # Lightning makes an exit of an interrupt, and the hint to go on would be lost
             raise KeyboardInterrupt from exit_
         raise
+
+
+def _finish(trainer: lightning.Trainer, module: Any, data: Any, checkpoints: Path, steps: int) -> None:  # noqa: ANN401
     if trainer.global_step < steps and not stopped_early(trainer):
         raise ValueError(
             f"{checkpoints.parent}: stopped after step {trainer.global_step} of {steps}; the same command continues"
         )
     if module.validated_at != trainer.global_step and data.val_dataloader():
         trainer.validate(module, datamodule=data, verbose=False)
+
+
+def _given(several: Any) -> list[Any]:  # noqa: ANN401 - what Lightning takes
+    """One, several or none as a list; what saves checkpoints is refused, as a run goes on from its own."""
+    given = [] if several is None else several if isinstance(several, list) else [several]
+    if saving := [type(each).__name__ for each in given if isinstance(each, Checkpoint)]:
+        raise ValueError(
+            f"trainer.callbacks: expected none that saves checkpoints, got {', '.join(saving)}; leave it out, and say "
+            "run.save_every"
+        )
+    return given

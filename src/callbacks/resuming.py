@@ -1,0 +1,72 @@
+"""Where the checkpoints of a training lie, and from which one it goes on: the newest that is whole.
+
+Each is a folder `step-N` with what Lightning saved, `state` (a file, or the shards of all ranks), and the seal.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+
+from ..durable import fault
+from ..parallel import is_rank_zero
+
+if TYPE_CHECKING:
+    import lightning
+
+STATE = "state"
+LAST = "last.ckpt"
+"""The only checkpoint of a run that was begun before there were folders."""
+
+_NAME = re.compile(r"step-(\d+)")
+_log = logging.getLogger(__name__)
+
+
+def folder_of(checkpoints: Path, step: int) -> Path:
+    """The folder of the checkpoint after a step."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def by_step(checkpoints: Path) -> dict[int, Path]:
+    """The folders of all checkpoints, the newest first; drafts are none."""
+    found = checkpoints.iterdir() if checkpoints.is_dir() else ()
+    folders = [path for path in found if path.is_dir() and not path.is_symlink()]
+    named = {int(name[1]): path for path in folders if (name := _NAME.fullmatch(path.name))}
+    return dict(sorted(named.items(), reverse=True))
+
+
+def newest(checkpoints: Path) -> Path | None:
+    """The state of the newest checkpoint that is whole, if there is one; what is passed over is named with its fault.
+
+    The first rank reads shards for all, whose strategy takes the path from it; a single file is read by every rank.
+    """
+    # Absolute: Lightning would download what begins with "http".
+    checkpoints, faults = checkpoints.resolve(), []
+    for folder in by_step(checkpoints).values():
+        state = folder / STATE
+        found = fault(folder, thorough=is_rank_zero() or not state.is_dir())
+        if found is None:
+            return state
+        faults.append(f"{folder.name} ({found})")
+        _log.warning("%s: passed over, %s", folder, found)
+    if (checkpoints / LAST).is_file():
+        return checkpoints / LAST
+    if faults:
+        raise ValueError(
+            f"{checkpoints}: expected a checkpoint that is whole, found {'; '.join(faults)}; remove the folder to "
+            "begin again from the first step"
+        )
+    return None
+
+
+def require_readable(state: Path, trainer: lightning.Trainer) -> None:
+    """Refuse shards under a strategy that reads one file."""
+    if state.is_dir() and not isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)):
+        raise ValueError(
+            f"{state}: expected one file for {type(trainer.strategy).__name__}, found shards; go on with the "
+            "trainer.strategy that the run was begun with, on any number of ranks, also on one"
+        )
