@@ -23,8 +23,9 @@ from . import __version__, environment
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-# In the order of the pipeline; `env` last. A verb's module is imported when the verb runs, not before.
+# `demo` first, then the pipeline in its order; `env` last. A verb's module is imported when it runs, not before.
 VERBS = {
+    "demo": "mmrlhf.experiments.demonstration:demo",
     "world": "mmrlhf.world.build:world",
     "import": "mmrlhf.formats.importing:import_data",
     "pack": "mmrlhf.datamodules.pack:pack",
@@ -46,12 +47,14 @@ VERBS = {
     "evaluate rewardbench": "mmrlhf.evaluation.grading:evaluate_rewardbench",
     "evaluate rewards": "mmrlhf.evaluation.ranked:evaluate_rewards",
     "runs": "mmrlhf.experiments.runs:runs",
+    "sweep": "mmrlhf.experiments.sweeping:sweep",
+    "report": "mmrlhf.experiments.report:report",
     "env": "mmrlhf.cli:env",
 }
 
 
 def main(argv: Sequence[str] | None = None, verbs: Mapping[str, str] = VERBS) -> int:
-    """Run one verb and return the exit status: 0, 2 for what the user can cure, 130 when interrupted.
+    """Run one verb and return the exit status: 0, 2 for what the user can cure, 75 or 130 to be run again.
 
     Environment: `MMRLHF_TRACEBACK=1` shows where a user error was raised; `MMRLHF_LOG=debug` says more.
     """

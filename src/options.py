@@ -10,13 +10,17 @@ import inspect
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from types import NoneType
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, set_parsing_settings  # type: ignore[attr-defined]
 from omegaconf.errors import OmegaConfBaseException
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
+_DOT = "%2E"
+"""Stands for a dot within the key of a table while the parser reads it."""
 
 
 def read_options(function: Callable[..., None], prog: str, argv: Sequence[str]) -> dict[str, Any]:
@@ -29,11 +33,11 @@ def read_options(function: Callable[..., None], prog: str, argv: Sequence[str]) 
     if argv and not argv[0].startswith("-") and first is not None and first.default is first.empty:
         argv = [f"--{first.name}", *argv]
     try:
-        arguments = parser.parse_args([parser.dashed(word) for word in argv])
+        arguments = parser.parse_args(parser.keyed([parser.dashed(word) for word in argv]))
     except OmegaConfBaseException as error:  # some of them are no ValueError
         raise ValueError(f"interpolation: {error}") from error
     arguments.pop("config", None)
-    return dict(parser.instantiate(arguments))
+    return dict(parser.instantiate(parser.with_dots(arguments)))
 
 
 def option_parser(function: Callable[..., None], prog: str) -> OptionParser:
@@ -107,6 +111,49 @@ class OptionParser(ExplainingParser):
             if head in self._option_string_actions:
                 return ".".join([head, *parts[cut:]]) + equals + value
         return word
+
+    def keyed(self, words: Sequence[str]) -> list[str]:
+        """`--axes.model.beta.w 0,0.5` as one word, where `axes` is a table of lists by dotted names.
+
+        The parser takes what stands behind a dot for the key of a table, and another dot for a table within it.
+        """
+        found, waiting = [], iter(words)
+        for word in waiting:
+            name, equals, value = word.partition("=")
+            table = next((table for table in self._tables() if name.startswith(f"--{table}.")), None)
+            if table is None:
+                found.append(word)
+                continue
+            value = value if equals else next(waiting, "--")
+            if value.startswith("--"):
+                raise ValueError(f"{name}: expected a value, got none")
+            if self._tables()[table] is list and not value.startswith("["):
+                value = f"[{value}]"
+            key = name.removeprefix(f"--{table}.").replace(".", _DOT)
+            found.append(f"--{table}.{key}={value}")
+        return found
+
+    def with_dots(self, arguments: Any) -> Any:  # noqa: ANN401 - the parser's namespace
+        """The same values, the keys of tables as they were written; of a key given twice, the later value."""
+        for table in self._tables():
+            name = table.replace("-", "_")
+            if isinstance(there := arguments.get(name), dict):
+                arguments[name] = {key.replace(_DOT, "."): value for key, value in there.items()}
+        return arguments
+
+    def dump(self, cfg: Any, **kwargs: Any) -> str:  # noqa: ANN401 - as the method it extends
+        """Print values as they were written."""
+        return str(super().dump(self.with_dots(cfg.clone()), **kwargs))
+
+    def _tables(self) -> dict[str, Any]:
+        """The options that are tables by name, and of what."""
+        found = {}
+        for action in self._actions:
+            hints = [getattr(action, "_typehint", None)]
+            hints += [hint for hint in get_args(hints[0]) if hint is not NoneType]
+            for hint in (hint for hint in hints if get_origin(hint) is dict):
+                found[action.dest.replace("_", "-")] = get_origin(get_args(hint)[1])
+        return found
 
 
 class ConfigFile(ActionConfigFile):

@@ -20,6 +20,7 @@ from .folds import Fold, run_of
 from .jsonl import loads
 from .options import ConfigFile, ExplainingParser, guard_configs
 from .parallel import is_rank_zero
+from .preemption import REQUEUE, Preempted, listening, passing_on
 from .redaction import redacted
 from .settings import alone, claim, write_json
 from .tracked import catch_up, ending
@@ -136,7 +137,8 @@ def once(cli: TrainCLI, run: Run, digest: Callable[[], str], train: Callable[[],
     """
     if not is_rank_zero():
         if not (run.out / MODEL).exists():
-            train()
+            with listening():
+                train()
         return
     with alone(run.out):
         claim(run.out, "run.json", identity(cli.settings), "a training")
@@ -146,7 +148,7 @@ def once(cli: TrainCLI, run: Run, digest: Callable[[], str], train: Callable[[],
             catch_up(run.out, run.tracking)
             return
         (run.out / CONFIG).write_text(redacted(cli.dumped("yaml")), encoding="utf-8")
-        with ending(run.out, run.tracking, (f"{FIGURES}/*.png", f"{MODEL}/README.md")):
+        with listening(), ending(run.out, run.tracking, (f"{FIGURES}/*.png", f"{FIGURES}/*.csv", f"{MODEL}/README.md")):
             train()
 
 
@@ -169,6 +171,8 @@ def each_fold(verb: str, argv: Sequence[str], run: Run, folds: int) -> None:
         code = _ended([verb, *argv, *(word for name, value in own.items() for word in (f"--{name}", str(value)))])
         if code == _INTERRUPTED:
             raise KeyboardInterrupt
+        if code == REQUEUE:
+            raise Preempted(first=True)
         if code:
             raise ValueError(
                 f"{out}: the training without fold {fold.out} of {folds} ended with status {code}, see above"
@@ -177,7 +181,7 @@ def each_fold(verb: str, argv: Sequence[str], run: Run, folds: int) -> None:
 
 def _ended(words: Sequence[str]) -> int:
     """The exit status of a command of ours, which speaks for itself; an interrupt reaches it, too."""
-    with subprocess.Popen([sys.executable, "-m", "mmrlhf", *words]) as process:  # noqa: S603 - our own words
+    with subprocess.Popen([sys.executable, "-m", "mmrlhf", *words]) as process, passing_on(process):  # noqa: S603
         try:
             return process.wait()
         except KeyboardInterrupt:

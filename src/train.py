@@ -165,11 +165,12 @@ def _align(cli: AlignCLI) -> None:
     module.expect(Plan(steps, data.mean_pairs, _known_margins(module, data)))
     schedule.total = schedule.total or steps
     fitted(trainer, module, data, run.out / CHECKPOINTS, steps)
-    if trainer.is_global_zero:
+    whole = module.whole()  # all ranks take part
+    if trainer.is_global_zero and whole is not None:
         told = {name: getattr(module, name) for name in ("margin", "beta", "loss", "sft_weight")}
         told["beta_schedule"] = cli.settings["beta_schedule"]
         card = _card(cli, trainer, ledger, "aligned by MM-DPO", {}, told)
-        save_folder(module.scorer.backbone, data.processor, run.out / MODEL, card)
+        save_folder(whole.backbone, data.processor, run.out / MODEL, card)
         log.info("%s: trained for %d steps", run.out / MODEL, trainer.global_step)
 
 
@@ -181,7 +182,8 @@ def _judge(cli: RewardCLI) -> None:
     steps = planned(trainer, data)
     module.expect(_reward_plan(steps, module, data))
     fitted(trainer, module, data, run.out / CHECKPOINTS, steps)
-    if trainer.is_global_zero:
+    whole = module.whole()  # all ranks take part
+    if trainer.is_global_zero and whole is not None:
         encode = _encoder(data)
         asked = {
             "ties per query": data.mean_ties,
@@ -192,7 +194,7 @@ def _judge(cli: RewardCLI) -> None:
         told |= {"weights": module.weights, "dimensions": ", ".join(module.dimensions) or "none"}
         card = _card(cli, trainer, ledger, "a reward model that writes critiques", asked, told)
         judging = Judging(encode.template, encode.frames, module.dimensions)
-        save_reward_model(module.reader, data.processor, judging, run.out / MODEL, card)
+        save_reward_model(whole, data.processor, judging, run.out / MODEL, card)
         log.info("%s: trained for %d steps", run.out / MODEL, trainer.global_step)
 
 

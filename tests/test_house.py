@@ -246,13 +246,15 @@ def test_no_file_points_out_of_the_repository():
 
 # Configs: configs/VERB.yaml shows every option at its default; configs/VERB/NAME.yaml are others.
 # The file of a verb of two words has a dash between them. A trainer's options are those of several classes: its
-# configs are in a folder of their own, and tests/test_train.py reads them. ---------------------------------
+# configs are in a folder of their own, and tests/test_train.py reads them; what they run on is in configs/trainer,
+# which tests/parallel/test_configs.py reads. --------------------------------------------------------------
 
 TRAINERS = {"train-dpo": "dpo", "train-reward": "reward"}
+MACHINES = "trainer"
 CONFIGS = sorted(
     str(path.relative_to(ROOT / "configs"))
     for path in (ROOT / "configs").rglob("*.yaml")
-    if path.parent.name not in TRAINERS.values()
+    if path.parent.name not in {MACHINES, *TRAINERS.values()}
 )
 
 

@@ -212,7 +212,7 @@ def test_a_training_killed_at_a_step_goes_on_and_ends_with_the_same_weights(home
     command = [sys.executable, "-m", "mmrlhf", *words(home, out, *dies)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
     assert subprocess.run(command, **quiet, check=False).returncode == -signal.SIGKILL
-    assert (out / "checkpoints" / "last.ckpt").exists()
+    assert (out / "checkpoints" / "step-00000002").exists()
     assert not (out / "model").exists()
     done, step = [], train.CritiqueRewardModule.training_step
     monkeypatch.setattr(
@@ -309,7 +309,7 @@ def test_every_config_parses_and_says_the_papers_numbers():
         assert (module.weights.critique, module.weights.rewards, module.weights.centre) == (1.0, 1.0, 0.01)
         assert (freeze.vision, freeze.projector, freeze.language) == (True, False, False)
         assert (made.datamodule.terms.ties_suffice, made.datamodule.needs) == (True, ())
-        assert made.config_init["trainer"]["max_epochs"] in (None, 1)
+        assert made.config_init["trainer"]["max_epochs"] in ((4,) if name == "world" else (None, 1))
         assert module.optimiser.warmup == 0.1
         if name != "world":
             assert (module.optimiser.learning_rate, module.optimiser.weight_decay) == (1e-6, 0.0)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback
+from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -67,11 +68,18 @@ class GradientCheck(Callback):
 
 def _require_learning(module: HasParts) -> None:
     for part, weights in module.parts().items():
-        if weights and not any(weight.grad is not None and bool(weight.grad.any()) for weight in weights):
+        gradients = [_own(weight.grad) for weight in weights if weight.grad is not None]
+        held = len(gradients) < len(weights) or any(gradient.numel() for gradient in gradients)
+        if held and not any(bool(gradient.any()) for gradient in gradients):
             raise ValueError(
                 f"first backward: expected a gradient that is not zero somewhere in the {part}, which is trained, from "
                 f"a batch with media, got none; freeze it (`freeze.{part}`), or find what detaches it"
             )
+
+
+def _own(gradient: torch.Tensor) -> torch.Tensor:
+    """Of a sharded gradient what this rank holds: other ranks may not be asking."""
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 
 def _some(names: list[str]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +13,7 @@ import torch
 from . import attention
 from .families import Family, Medium, Part, family_of
 from .lastlayer import shorten
+from .towers import instead
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +30,8 @@ class Backbone(torch.nn.Module):
     def __init__(self, model: Any, family: Family) -> None:  # noqa: ANN401 - transformers is untyped
         super().__init__()
         self.model, self.family = model, family
+        self.apart: tuple[Any, ...] = ()
+        """Vision layers whose weights are sharded each for itself, and gathered only when one is called."""
         self.decoder.set_attn_implementation(attention.NAME)
         shorten(self.decoder)
 
@@ -49,6 +54,17 @@ class Backbone(torch.nn.Module):
     def head(self) -> Any:  # noqa: ANN401
         """From states to logits."""
         return self.whole.get_output_embeddings()
+
+    def layers(self, of: Any) -> list[torch.nn.Module]:  # noqa: ANN401
+        """The layers of tower or decoder, one behind the other: the list that has most of its weights."""
+        lists = [part for part in of.modules() if isinstance(part, torch.nn.ModuleList)]
+        return list(max(lists, key=lambda part: sum(weight.numel() for weight in part.parameters()), default=()))
+
+    @property
+    def read_layers(self) -> list[torch.nn.Module]:
+        """The layers of the tower up to the last whose states are read; some families leave out the very last."""
+        layers, read = self.layers(self.tower), getattr(self.config, "vision_feature_layer", -1)
+        return layers[: max(number % (len(layers) + 1) for number in ([read] if isinstance(read, int) else read))]
 
     @property
     def config(self) -> Any:  # noqa: ANN401
@@ -87,6 +103,8 @@ class Backbone(torch.nn.Module):
                 embeds = _put(embeds, place, self.encoded(medium, rows.features), medium)
             elif place.any():
                 raise ValueError(f"batch: expected {medium.pixels} for {int(place.sum())} tokens of media, got none")
+            elif self.apart:
+                embeds = embeds + self._pass_by()
         touched: Tensor = embeds + self._touch() if self.training and torch.is_grad_enabled() else embeds
         return touched
 
@@ -103,8 +121,22 @@ class Backbone(torch.nn.Module):
 
         Every rank then has a gradient for the same parameters, whatever is in its batch.
         """
-        sides = [weight for part in ("vision", "projector") for _, weight in self.part(part) if weight.requires_grad]
-        return sum((weight.flatten()[:1].sum() * 0 for weight in sides), start=0.0)
+        apart = {id(weight) for layer in self.apart for weight in layer.parameters()}
+        sides = (weight for part in ("vision", "projector") for _, weight in self.part(part))
+        return _nothing_of(weight for weight in sides if id(weight) not in apart)
+
+    def _pass_by(self) -> Tensor:
+        """Nothing, by way of all vision layers that are sharded, as a rank goes that has media.
+
+        Gathering a layer's weights, and reducing its gradients, takes all ranks, in the same order.
+        """
+        apart = {id(weight) for layer in self.apart for weight in layer.parameters()}
+        before = takewhile(lambda weight: id(weight) not in apart, self.tower.parameters())
+        state: Tensor = torch.zeros((), device=self.head.weight.device) + _nothing_of(before)
+        for layer in self.apart:
+            with instead(layer, partial(_through, layer)):
+                state = layer(state)
+        return state
 
     def positions(self, rows: PackedRows) -> Tensor:
         """Where each token stands, (rows, tokens) or (3, rows, tokens): segments go on where their prefix ends."""
@@ -131,6 +163,17 @@ class Backbone(torch.nn.Module):
         if name not in rows.per_token:
             raise ValueError(f"batch: expected {name} for every token, got {sorted(rows.per_token)}; see `encoding`")
         return rows.per_token[name]
+
+
+def _nothing_of(weights: Iterable[torch.nn.Parameter]) -> Any:  # noqa: ANN401 - a scalar, or 0
+    """Nothing, with a gradient of zero to those of the weights that are trained."""
+    return sum((weight.flatten()[:1].sum() * 0 for weight in weights if weight.requires_grad), start=0.0)
+
+
+def _through(layer: torch.nn.Module, state: Tensor) -> Tensor:
+    """In place of a layer's forward: what comes in, with a gradient of zero to the layer."""
+    passed: Tensor = state + _nothing_of(layer.parameters())
+    return passed
 
 
 def _put(embeds: Tensor, place: Tensor, features: Tensor, medium: Medium) -> Tensor:

@@ -27,6 +27,7 @@ from .rewardlosses import (
     tie_loss,
 )
 from .selfcheck import TwoWays, settle
+from .sharded import Shard, built, gathered
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,6 +89,8 @@ class CritiqueRewardModule(lightning.LightningModule):
         self.head_seed, self.optimiser = head_seed, optimiser
         self._way: dict[str, Any] = {"step": step, "chunk": chunk, "kernel": kernel, "rows_at_once": rows_at_once}
         self.reader: RewardReader | None = None
+        self.shard: Shard | None = None
+        """Set by a strategy that shards weights."""
         self.plan: RewardPlan | None = None
         self.validated_at = -1
         self._checked = False
@@ -107,14 +110,20 @@ class CritiqueRewardModule(lightning.LightningModule):
         self.plan = plan
 
     def configure_model(self) -> None:
-        """Load the weights, once, when the trainer asks for them; the head is new, and trained whole."""
+        """Load the weights, or this rank's part, once, when the trainer asks; the head is new, and trained whole."""
         if self.reader is None:
-            body = self.config.load()
-            # Float32 beside adapters on coarser weights too: what is trained must not be rounded.
-            head = RewardHead(width_of(body), len(self.dimensions), seed=self.head_seed)
-            self.reader = RewardReader(body, head, **self._way)
+            self.reader = built(self.config, self._over, self.shard)
             require_fine(self.reader)
-            self._cost = Cost(body)
+            self._cost = Cost(self.reader.backbone)
+
+    def _over(self, body: Backbone) -> RewardReader:
+        # Float32 beside adapters on coarser weights too: what is trained must not be rounded.
+        head = RewardHead(width_of(body), len(self.dimensions), seed=self.head_seed)
+        return RewardReader(body, head, **self._way)
+
+    def whole(self) -> RewardReader | None:
+        """The reader with all its weights; of ranks that hold parts, on the first alone, and all must call it."""
+        return gathered(self._reader, lambda: self._over(self.config.load()))
 
     def parts(self) -> dict[str, list[torch.nn.Parameter]]:
         """What is trained, by part of the body."""

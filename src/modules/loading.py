@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from ..checkpoints import require_pinned, require_safetensors, resolved
 from .backbone import Backbone, backbone_of
 from .families import Part, family_of
 from .features import use
+from .weights import Weights, empty_model
 
 Number = Literal["float32", "bfloat16"]
 _LINEAR = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
@@ -48,12 +50,14 @@ class Lora:
         alpha: Their scale, over the rank.
         dropout: On what goes into an adapter.
         layers: Pattern (regular expression) of the last part of the names of adapted layers.
+        seed: Decides the adapters' weights before training, the same on all ranks.
     """
 
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.0
     layers: str = _LINEAR
+    seed: int = 0
 
 
 def load_backbone(
@@ -81,16 +85,34 @@ def load_backbone(
         trust_remote_code: Run code that comes with the checkpoint; only of a pinned commit.
         features: Folder of what the frozen vision tower makes of all pictures (`mmrlhf features`); null: compute it.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText
 
-    require_pinned(name_or_path, trust_remote_code, revision)
-    folder = resolved(name_or_path, revision, code=trust_remote_code)
-    trusted: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    family_of(AutoConfig.from_pretrained(folder, **trusted))  # refuse an unknown family before weights are read
-    require_safetensors(folder)
+    folder = _checked(name_or_path, revision, trust_remote_code)
     model = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation=vision_attention, use_safetensors=True, **trusted
+        folder,
+        dtype=getattr(torch, dtype),
+        attn_implementation=vision_attention,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=trust_remote_code,
     )
+    ready = _ready(model, freeze, lora, activation_checkpointing)
+    return ready if features is None else use(ready, Path(features))
+
+
+def _checked(name_or_path: str, revision: str | None, code: bool) -> Path:
+    """The folder of a checkpoint of a known family that is safe to load; others are refused before weights are read."""
+    from transformers import AutoConfig
+
+    require_pinned(name_or_path, code, revision)
+    folder = resolved(name_or_path, revision, code=code)
+    family_of(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=code))
+    require_safetensors(folder)
+    return folder
+
+
+def _ready(model: Any, freeze: Freeze | None, lora: Lora | None, activation_checkpointing: bool) -> Backbone:  # noqa: ANN401
+    """The model as a backbone of which is trained what shall be."""
     backbone = backbone_of(model)
     if activation_checkpointing:
         _checkpoint_activations(backbone.decoder)
@@ -98,7 +120,7 @@ def load_backbone(
         raise ValueError(f"freeze: expected nothing beside lora, which freezes all but its adapters, got {freeze}")
     ready = adapted(backbone, lora) if lora else frozen(backbone, freeze or Freeze())
     _for_training(ready)
-    return ready if features is None else use(ready, Path(features))
+    return ready
 
 
 def frozen(backbone: Backbone, freeze: Freeze) -> Backbone:
@@ -116,7 +138,27 @@ def adapted(backbone: Backbone, lora: Lora) -> Backbone:
 
     where = rf"(?:.*\.)?{backbone.family.decoder}\.(?:.*\.)?(?:{lora.layers})"
     settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=where)
-    return Backbone(get_peft_model(backbone.model, settings), backbone.family)
+    model: Any = get_peft_model(backbone.model, settings)
+    # With recomputed activations peft lets all inputs have gradients, which another kind of recomputation needs: the
+    # backward pass would go on through a frozen tower, on those ranks alone that have pictures.
+    model.get_base_model().disable_input_require_grads()
+    for path, part in model.named_modules():
+        for name, weight in part.named_parameters(recurse=False):
+            if weight.requires_grad:
+                setattr(part, name, _untrained(weight, f"{path}.{name}", lora.seed))
+    return Backbone(model, backbone.family)
+
+
+def _untrained(weight: torch.nn.Parameter, path: str, seed: int) -> torch.nn.Parameter:
+    """An adapter's matrix before training, with the distribution that peft has: the first by chance, the second 0.
+
+    Each follows from the seed and its name: ranks that hold parts of it, or one process alone, have the same.
+    """
+    values = torch.zeros(weight.shape, dtype=weight.dtype)
+    if ".lora_A." in path:
+        chance = torch.Generator().manual_seed(zlib.crc32(f"{seed} {path}".encode()))
+        values.uniform_(-(weight.shape[1] ** -0.5), weight.shape[1] ** -0.5, generator=chance)
+    return torch.nn.Parameter(values.to("cpu" if weight.is_meta else weight.device))
 
 
 @dataclass(frozen=True)
@@ -155,6 +197,17 @@ class BackboneConfig:
         told = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "path"}
         return load_backbone(self.path, **told)
 
+    def empty(self) -> tuple[Backbone, Weights]:
+        """The same without weights, and what they are read with."""
+        folder = _checked(self.path, self.revision, self.trust_remote_code)
+        model = empty_model(folder, getattr(torch, self.dtype), self.vision_attention, self.trust_remote_code)
+        weights = Weights(model, folder)
+        ready = _ready(model, self.freeze, self.lora, self.activation_checkpointing)
+        if self.features is not None:
+            weights.fill(ready.tower)  # whose fingerprint is compared
+            use(ready, Path(self.features))
+        return ready, weights
+
 
 def _for_training(backbone: Backbone) -> None:
     """Dropout as the checkpoint says, but none in a tower that does not learn."""
@@ -167,3 +220,4 @@ def _checkpoint_activations(decoder: Any) -> None:  # noqa: ANN401
     # The name changed in transformers 5.23, and the old one warns.
     enable = getattr(decoder, "activation_checkpointing_enable", decoder.gradient_checkpointing_enable)
     enable({"use_reentrant": False})
+    decoder.disable_input_require_grads()  # see `adapted`

@@ -18,11 +18,13 @@ from .optimiser import Optimiser, require_fine
 from .packed import Step
 from .scorer import ResponseScorer
 from .selfcheck import settle
+from .sharded import Shard, built, gathered
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..batches import PackedQueries
+    from .backbone import Backbone
     from .logps import ResponseLogps
 
 Weighting = Literal["pair", "query"]
@@ -83,6 +85,8 @@ class MMDPOModule(lightning.LightningModule):
         self.sft_weight, self.weighting, self.optimiser = sft_weight, weighting, optimiser
         self._way: dict[str, Any] = {"step": step, "chunk": chunk, "kernel": kernel, "rows_at_once": rows_at_once}
         self.scorer: ResponseScorer | None = None
+        self.shard: Shard | None = None
+        """Set by a strategy that shards weights."""
         self.plan: Plan | None = None
         self.validated_at = -1
         self._checked = False
@@ -106,11 +110,18 @@ class MMDPOModule(lightning.LightningModule):
         self.known = torch.tensor(plan.margins, dtype=torch.float32).sort().values
 
     def configure_model(self) -> None:
-        """Load the weights, once, when the trainer asks for them."""
+        """Load the weights, or this rank's part, once, when the trainer asks for them."""
         if self.scorer is None:
-            self.scorer = ResponseScorer(self.config.load(), **self._way)
+            self.scorer = built(self.config, self._over, self.shard)
             require_fine(self.scorer)
             self._cost = Cost(self.scorer.backbone)
+
+    def _over(self, body: Backbone) -> ResponseScorer:
+        return ResponseScorer(body, **self._way)
+
+    def whole(self) -> ResponseScorer | None:
+        """The scorer with all its weights; of ranks that hold parts, on the first alone, and all must call it."""
+        return gathered(self._scorer, lambda: self._over(self.config.load()))
 
     def parts(self) -> dict[str, list[torch.nn.Parameter]]:
         """What is trained, by part of the model."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,10 @@ class Optimiser:
             {"params": [weight for weight in trained if weight.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [weight for weight in trained if weight.ndim < 2], "weight_decay": 0.0},
         ]
+        # Torch itself takes many weights at once where they lie on a GPU, but for shards: those one after another.
+        at_once = True if trained and all(isinstance(weight, DTensor) for weight in trained) else None
         adamw = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=self.learning_rate, betas=self.betas
+            [group for group in groups if group["params"]], lr=self.learning_rate, betas=self.betas, foreach=at_once
         )
         warm = math.ceil(self.warmup * steps)
         rate = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: share_of_peak(step, steps, warm, self.least))

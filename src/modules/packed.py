@@ -74,6 +74,10 @@ class PackedReader(torch.nn.Module):
         self.backbone, self.chunk, self.kernel, self.rows_at_once = backbone, chunk, kernel, rows_at_once
         self.step: Way = "separate" if reason or step == "separate" else "shared_prefix"
 
+    def fine(self) -> tuple[torch.nn.Module, ...]:
+        """Its own parts that compute in full precision."""
+        return ()
+
     def states(self, step: Way, rows: PackedRows, places: Places) -> Tensor:
         """The last states of these tokens, (places, width)."""
         embeds, positions = self.backbone.embed(rows), self.backbone.positions(rows)

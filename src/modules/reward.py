@@ -121,18 +121,23 @@ class RewardReader(PackedReader):
             )
         self.head = head
 
-    def forward(self, rows: PackedRows) -> Judged:
-        """What there is to say of the responses of packed rows, in their order."""
-        return self.by(self.step, rows)
+    def fine(self) -> tuple[torch.nn.Module, ...]:
+        """The head."""
+        return (self.head,)
 
-    def by(self, step: Way, rows: PackedRows) -> Judged:
-        """The same by a way that is named."""
+    def forward(self, rows: PackedRows, step: Way | None = None) -> Judged:
+        """What there is to say of the responses of packed rows, in order; `step`: by another way than its own."""
         said, last = told(rows), ends(rows)
         places = Places(*(torch.cat(both) for both in zip(said.predicted_by, last, strict=True)))
-        states, words = self.states(step, rows, places), len(said.targets)
+        states, words = self.states(step or self.step, rows, places), len(said.targets)
         logps = token_logps(states[:words], self.backbone.head.weight, said.targets, self.chunk)
         scores = self.head(states[words:])
         return Judged(scores[:, 0], scores[:, 1:], summed(logps, said.predicted_by.owners, said.responses))
+
+    def by(self, step: Way, rows: PackedRows) -> Judged:
+        """The same by a way that is named."""
+        found: Judged = self(rows, step)
+        return found
 
 
 def width_of(backbone: Backbone) -> int:

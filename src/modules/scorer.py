@@ -34,13 +34,14 @@ def told(rows: PackedRows) -> Told:
 class ResponseScorer(PackedReader):
     """The log-probs of responses, computed inside one forward, where a sharded head is whole."""
 
-    def forward(self, rows: PackedRows) -> ResponseLogps:
-        """Sums and counts of the responses of packed rows, in their order."""
-        return self.by(self.step, rows)
+    def forward(self, rows: PackedRows, step: Way | None = None) -> ResponseLogps:
+        """Sums and counts of the responses of packed rows, in their order; `step`: by another way than its own."""
+        said = told(rows)
+        states = self.states(step or self.step, rows, said.predicted_by)
+        logps = token_logps(states, self.backbone.head.weight, said.targets, self.chunk)
+        return summed(logps, said.predicted_by.owners, said.responses)
 
     def by(self, step: Way, rows: PackedRows) -> ResponseLogps:
         """The same by a way that is named."""
-        said = told(rows)
-        states = self.states(step, rows, said.predicted_by)
-        logps = token_logps(states, self.backbone.head.weight, said.targets, self.chunk)
-        return summed(logps, said.predicted_by.owners, said.responses)
+        found: ResponseLogps = self(rows, step)
+        return found

@@ -1,0 +1,172 @@
+"""What a training needs, against what torch keeps of a decoder, and against arithmetic by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import transformers as hf
+
+from mmrlhf.modules.attention import shared_prefixes
+from mmrlhf.modules.backbone import backbone_of
+from mmrlhf.modules.loading import Freeze, frozen
+from mmrlhf.modules.memory import Batches, Estimate, Layout, estimate, require_possible
+from mmrlhf.modules.packed import _read
+
+from .families import BUILD
+
+BATCHES = Batches(tokens=1000, global_batch=16, micro_batch=1, steps=10, mean_tokens=700.0)
+TEXT = {"hidden_size": 128, "intermediate_size": 680, "num_hidden_layers": 6, "num_attention_heads": 8}
+
+
+def body(layers=6, **text):
+    """A backbone with more layers than the others of the tests, of which a decoder alone is big."""
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = hf.LlavaOnevisionConfig(
+        vision_config=hf.SiglipVisionConfig(**vision, image_size=28, patch_size=7, vision_use_head=False),
+        text_config=hf.Qwen2Config(**TEXT | {"num_key_value_heads": 2, "vocab_size": 500} | text),
+        image_grid_pinpoints=[[28, 28]],
+        tie_word_embeddings=False,
+    )
+    return frozen(backbone_of(hf.LlavaOnevisionForConditionalGeneration(config)), Freeze()).model, config
+
+
+def kept(model, lengths, mixed):
+    """Bytes that torch keeps of a forward of the decoder for the backward pass, but for weights."""
+    backbone = backbone_of(model.train())
+    layout = shared_prefixes([lengths], torch.device("cpu"))
+    prefix, segments = lengths
+    places = torch.cat([torch.arange(prefix), *(torch.arange(prefix, prefix + length) for length in segments)])[None]
+    embeds = torch.randn(1, places.shape[1], model.config.get_text_config().hidden_size, requires_grad=True)
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    shapes = {weight.shape for weight in model.parameters() if weight.ndim >= 2}
+    shapes |= {shape[::-1] for shape in shapes}
+    seen, alive = {}, []
+
+    def pack(values):
+        if values.untyped_storage().data_ptr() not in weights and values.shape not in shapes:
+            seen[values.untyped_storage().data_ptr()] = values.untyped_storage().nbytes()
+            alive.append(values)  # or its place would be given to another
+        return values
+
+    watched = torch.autograd.graph.saved_tensors_hooks(pack, lambda values: values)
+    with watched, torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        _read(backbone, embeds, places, layout)
+    return sum(seen.values())
+
+
+@pytest.mark.parametrize("lengths", [(300, (60, 60, 60, 60)), (40, (100, 120, 140))])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_decoder_keeps_what_is_estimated(lengths, mixed):
+    model, _ = body()
+    tokens = lengths[0] + sum(lengths[1])
+    batches = dataclasses.replace(BATCHES, tokens=tokens)
+    found = estimate(backbone_of(model), Layout(mixed=mixed), batches).activations
+    assert found == pytest.approx(kept(model, lengths, mixed), rel=0.15)
+
+
+def test_a_decoder_that_computes_again_keeps_the_inputs_of_its_layers():
+    model, _ = body()
+    batches = dataclasses.replace(BATCHES, tokens=540)
+    more, less = (
+        estimate(backbone_of(model), Layout(), dataclasses.replace(batches, again=again)) for again in (False, True)
+    )
+    one_layer = more.activations / 6
+    model.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
+    of_inputs = kept(model, (300, (60, 60, 60, 60)), mixed=False)
+    behind = 2 * 540 * 128 * 4  # what the norm behind the last layer keeps
+    assert less.activations - one_layer == pytest.approx(of_inputs - behind, rel=0.15)
+    assert less.activations < more.activations / 3
+
+
+def test_weights_gradients_and_states_are_counted():
+    model, _ = body()
+    backbone = backbone_of(model)
+    every = sum(weight.numel() for weight in model.parameters())
+    learned = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    assert learned < every
+    alone = estimate(backbone, Layout(), BATCHES)
+    assert (alone.parameters, alone.trained) == (every, learned)
+    assert (alone.weights, alone.gradients, alone.optimiser) == (4 * every, 4 * learned, 8 * learned)
+    shards = estimate(backbone, Layout(8, "sharded", replicas=2), BATCHES)
+    assert (shards.weights, shards.gradients, shards.optimiser) == (every, learned, 2 * learned)
+    copies = estimate(backbone, Layout(8, "ddp"), BATCHES)
+    assert copies.weights == alone.weights
+    assert alone.logits == 512 * 500 * 12
+
+
+def test_two_layers_and_all_that_is_in_none_are_whole_at_once():
+    model, _ = body()
+    layer = sum(weight.numel() for weight in model.model.language_model.layers[0].parameters())
+    others = [model.lm_head, model.model.language_model.embed_tokens, model.model.language_model.norm]
+    others += [model.model.multi_modal_projector]
+    apart = sum(weight.numel() for part in others for weight in part.parameters()) + model.model.image_newline.numel()
+    tower = [w for n, w in model.model.vision_tower.named_parameters() if ".layers." not in n]
+    still = sum(weight.numel() for weight in tower)
+    found = estimate(backbone_of(model), Layout(2, "sharded", mixed=True), BATCHES).gathered
+    sent = 4 * max(apart, layer)
+    assert found == 2 * (apart + still) + 2 * 2 * layer + 2 * (apart + layer) + sent
+    assert estimate(backbone_of(model), Layout(), BATCHES).gathered == 0
+
+
+def test_weights_in_the_memory_of_the_host_take_no_place_on_a_gpu():
+    model, _ = body()
+    there, away = (
+        estimate(backbone_of(model), Layout(2, "sharded", offload=offload), BATCHES) for offload in (False, True)
+    )
+    assert away.device == there.gathered + there.activations + there.logits
+    assert there.device == pytest.approx(away.device + there.weights + there.gradients + there.optimiser)
+    assert ("weights (host)", f"{away.weights / 2**30:.2f} GiB") in away.rows()
+
+
+def test_what_does_not_fit_is_refused_with_what_would_help():
+    model, _ = body()
+    found = estimate(backbone_of(model), Layout(), BATCHES)
+    found.require_fits(int(found.device / 0.92) + 1)
+    with pytest.raises(ValueError, match=r"needs about 0\.. GiB; shard over more ranks .*activation_checkpointing"):
+        found.require_fits(int(found.device / 0.92) - 1)
+
+
+def test_the_optimisers_step_counts_where_it_needs_more_than_activations():
+    small = Estimate(Layout(), BATCHES, 1, 1, 4.0, 4.0, 8.0, 1.0, 1.0, 1.0, stepping=4.0)
+    assert small.device == 20
+    assert dataclasses.replace(small, activations=5.0).device == 23
+
+
+def test_the_rows_tell_steps_and_tokens():
+    model, _ = body()
+    rows = dict(estimate(backbone_of(model), Layout(4, "sharded"), BATCHES).rows())
+    assert rows["steps"] == "10 of 4 micro-batches per rank"
+    assert rows["tokens"] == "112,000"
+    assert rows["ranks"] == "4, sharded"
+    assert rows["shards"] == "4 in 1 replicas"
+
+
+@pytest.mark.parametrize("family", BUILD)
+def test_every_family_is_estimated(family):
+    backbone = backbone_of(BUILD[family]()[0])
+    found = estimate(backbone, Layout(), dataclasses.replace(BATCHES, patches=64))
+    assert found.activations > estimate(backbone, Layout(), BATCHES).activations > 0
+
+
+@pytest.mark.parametrize(
+    ("layout", "batches", "message"),
+    [
+        (Layout(ranks=2), {}, "trainer.strategy: expected ddp or sharded for 2 ranks"),
+        (Layout(3, "ddp"), {}, r"a multiple of micro_batch x ranks = 1 x 3, got 16; choose one, such as 15"),
+        (Layout(2, "ddp"), {"micro_batch": 16}, "= 16 x 2, got 16; choose one, such as 32"),
+        (Layout(4, "sharded", replicas=3), {}, r"a divisor of 4 ranks, got 3"),
+        (Layout(4, "ddp", replicas=2), {}, "expected 1 without shards"),
+    ],
+)
+def test_layouts_that_cannot_work_are_refused(layout, batches, message):
+    with pytest.raises(ValueError, match=message):
+        require_possible(layout, dataclasses.replace(BATCHES, **batches), "cpu", 0)
+
+
+def test_a_gpu_must_be_there():
+    with pytest.raises(ValueError, match="found none that torch can use"):
+        require_possible(Layout(), BATCHES, "gpu", 0)
+    require_possible(Layout(), BATCHES, "gpu", 1)
+    require_possible(Layout(4, "sharded", replicas=2), BATCHES, "cpu", 0)
