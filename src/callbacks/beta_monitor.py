@@ -24,11 +24,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..jsonl import replacing
 from ..reports import PairReport
 from .figures import Spread, draw_betas
 from .monitor import Monitor
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.figure import Figure
 
 Floats = NDArray[np.float64]
@@ -41,6 +44,7 @@ _MEANS = ("loss", *_SHARES, *_REWARDS, *_AT_BETA0, "logps/chosen", "logps/reject
 _COLUMNS = ("delta", "g", "beta", *_MEANS)
 _PLACE = {name: place for place, name in enumerate(_COLUMNS)}
 _MAY_BE_UNKNOWN = np.isin(_COLUMNS, _UNKNOWN)
+MARGINS = "margins.csv"
 _ALL = ""  # the group of all pairs
 
 
@@ -210,3 +214,13 @@ class BetaMonitor(Monitor[PairReport, Tally]):
             rank_gaps=tally.spreads(int),
             title=title,
         )
+
+    def keep(self, tally: Tally, folder: Path) -> None:
+        """Write how many pairs have which margin, those of the last validation, for reports on many runs."""
+        counted = Counter[float]()
+        for (delta, _), pairs in tally.cells.items():
+            if delta is not None:
+                counted[delta] += pairs
+        with replacing(folder / MARGINS) as file:
+            rows = [f"{delta!r},{pairs}" for delta, pairs in sorted(counted.items())]
+            file.write("\n".join(["delta,pairs", *rows, ""]).encode())

@@ -58,6 +58,9 @@ class Monitor(Callback, ABC, Generic[R, T]):
     def draw(self, tally: T, title: str) -> Figure | None:
         """Draw a validation; nothing where there is nothing to see."""
 
+    def keep(self, tally: T, folder: Path) -> None:
+        """Write the numbers behind a figure beside it; by default none."""
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin an interval."""
         self._interval.start(trainer)
@@ -136,3 +139,4 @@ class Monitor(Callback, ABC, Generic[R, T]):
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             figure.savefig(self.folder / name, dpi=150)
+            self.keep(tally, self.folder)

@@ -208,13 +208,25 @@ def test_no_logging_keeps_no_reports():
 def test_the_figure_goes_to_the_folder_and_to_mlflow(tmp_path):
     store = MLFlowLogger("betas", tracking_uri=f"sqlite:///{tmp_path}/m.db", artifact_location=str(tmp_path / "kept"))
     fit(Toy(), BetaMonitor(tmp_path / "figures"), kept=store, count=4, val=2)
-    (written,) = (tmp_path / "figures").iterdir()
+    (written,) = (tmp_path / "figures").glob("*.png")
     (logged,) = (tmp_path / "kept").rglob("*.png")
     assert written.name == logged.name == "beta-00000004.png"
     assert logged.parent.name == "figures"
     assert imread(written)[..., :3].std() > 0.05
     history = store.experiment.get_metric_history(store.run_id, "val/beta/mean/VQA")
     assert len(history) == 1
+
+
+def test_the_margins_behind_the_figure_are_kept_as_numbers(tmp_path):
+    store = MLFlowLogger("betas", tracking_uri=f"sqlite:///{tmp_path}/m.db", artifact_location=str(tmp_path / "kept"))
+    fit(Toy(), BetaMonitor(tmp_path / "figures"), kept=store, count=4, val=2)
+    head, *rows = (tmp_path / "figures" / "margins.csv").read_text().splitlines()
+    assert head == "delta,pairs"
+    deltas, pairs = (np.array(column, dtype=float) for column in zip(*(row.split(",") for row in rows), strict=True))
+    run = store.experiment.get_run(store.run_id).data.metrics
+    assert pairs.sum() == run["val/pairs"]
+    assert (deltas * pairs).sum() / pairs.sum() == pytest.approx(run["val/delta/mean"], rel=1e-3)
+    assert (np.diff(deltas) > 0).all()
 
 
 def test_nothing_is_drawn_where_nobody_would_see_it_or_there_is_no_pair(monkeypatch, tmp_path):

@@ -174,8 +174,10 @@ def test_all_settings_the_machine_the_code_the_figures_and_the_card_are_artifact
     commit = (kept / "git" / "commit.txt").read_text()
     assert commit.strip() == (environment.commit(Path(environment.__file__).parents[1]) or commit.strip())
     assert (kept / "model" / "README.md").read_text() == "# A card\n"
-    (figure,) = client.list_artifacts(run.info.run_id, "figures")
-    assert (kept / figure.path).read_bytes() == (undisturbed / figure.path).read_bytes()
+    figures = client.list_artifacts(run.info.run_id, "figures")
+    assert sorted(Path(each.path).suffix for each in figures) == [".csv", ".png"]
+    for each in figures:
+        assert (kept / each.path).read_bytes() == (undisturbed / each.path).read_bytes()
 
 
 def test_the_metrics_of_every_step_are_there_and_nothing_waits(database, undisturbed):
