@@ -13,15 +13,8 @@ FRESH := build/constraints
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
-demo: $(VENV)/installed ## Build the embedded world, pack it and align its policy, in demo/
-	$(BIN)/mmrlhf world --out demo/world --preview demo/world.png
-	$(BIN)/mmrlhf pack --ranked demo/world/ranked.jsonl --media demo/world/media --out demo/shards
-	$(BIN)/mmrlhf data check demo/shards
-	$(BIN)/mmrlhf data describe demo/shards --figure demo/shards.png
-	$(BIN)/mmrlhf score demo/shards --reference demo/world/policy --out demo/scores.jsonl
-	$(BIN)/mmrlhf train-dpo --config configs/dpo/world.yaml --model.backbone.path demo/world/policy \
-		--data.shards demo/shards --data.scores demo/scores.jsonl --run.out demo/aligned \
-		--run.tracking sqlite:///demo/mlflow.db
+demo: $(VENV)/installed ## Build the world, a reward model and a grid over w and k, and report on it, in demo/
+	$(BIN)/mmrlhf demo --out demo
 
 test: $(VENV)/installed ## Run the tests that take seconds
 	$(BIN)/pytest -m "not slow" -n 2
@@ -29,8 +22,9 @@ test: $(VENV)/installed ## Run the tests that take seconds
 drills: $(VENV)/installed ## Run the tests that take minutes, and print what they measure
 	$(BIN)/pytest -m slow -s --timeout 1800
 
-bench: $(VENV)/installed ## Measure a step against TRL, reading against webdataset, and the wait of a training
+bench: $(VENV)/installed ## Measure steps, critiques, reading and the wait of a training, each against others
 	$(BIN)/python bench/dpo_step.py
+	$(BIN)/python bench/reward.py
 	$(BIN)/python bench/reader.py
 	$(BIN)/python bench/reader.py --many 1000000
 	$(BIN)/python bench/wait.py

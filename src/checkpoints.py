@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 _FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 """What is fetched of a repository: nothing that has to be unpickled, and no code."""
@@ -57,3 +58,16 @@ def require_safetensors(folder: Path) -> None:
             f"{folder}: expected weights as *.safetensors, found none; convert them, for others have to be unpickled, "
             "and that runs whatever is in them"
         )
+
+
+def processor_of(folder: Path) -> Any:  # noqa: ANN401 - transformers is untyped
+    """A checkpoint's own processor, whose code is that of transformers."""
+    from transformers import AutoProcessor
+
+    found = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if not hasattr(found, "tokenizer"):  # where a folder has no processor, this is a part of one
+        raise ValueError(
+            f"processor: expected one with a tokenizer, got a {type(found).__name__} from {folder}; give the folder of "
+            "a whole checkpoint"
+        )
+    return found

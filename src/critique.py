@@ -23,7 +23,7 @@ from .endpoint import CUT, FILTERED, REFUSED, Endpoint, Reply
 from .fields import reason_of
 from .fingerprint import Fingerprint, of_text
 from .ledger import Ledger
-from .modules.opinions import judging_of
+from .modules.rewardmodel import judging_of
 from .progress import track
 from .provenance import model_digest
 from .queries import Split
@@ -49,8 +49,8 @@ def critique(
 ) -> None:
     """Have a served reward model write its critique of every response of a set of shards; the scores stay ours.
 
-    The server holds the very folder: `vllm serve FOLDER --served-model-name judge`. It is asked in the words and with
-    the frames that the folder names, and no weights are loaded here. Run again, it continues where it was stopped; a
+    The server holds the folder's body (vLLM: `configs/critique.yaml` says how). It is asked in the words and with the
+    frames that the folder names, and no weights are loaded here. Run again, it continues where it was stopped; a
     finished file is left as it is.
 
     Args:
@@ -89,7 +89,9 @@ def _made_from(
 ) -> Fingerprint:
     told = {VALUES: "critique", MODEL: model_digest(folder), "template": judging.template.digest}
     told |= {"frames": str(judging.frames), "max_new_tokens": str(max_new_tokens)}
-    return Fingerprint(told | endpoint.parts() | {f"{DATA}{one.split}": one.digest for one in sets})
+    # The address is left out: a served model comes up elsewhere after its machine was taken away.
+    told |= {name: value for name, value in endpoint.parts().items() if name != "endpoint.url"}
+    return Fingerprint(told | {f"{DATA}{one.split}": one.digest for one in sets})
 
 
 def _conversations(

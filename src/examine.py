@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +20,7 @@ from .checkpoints import resolved
 from .datamodules.reading import Reading
 from .encoding import Part, messages_of
 from .evaluation.face import Grade
-from .evaluation.rates import Drawing
+from .evaluation.rates import Drawing, clustered_rate
 from .fingerprint import of_file
 from .ledger import Ledger
 from .media import load
@@ -32,7 +31,7 @@ from .provenance import model_digest, processor_digest
 from .queries import Media, Query, Split
 from .records import RankedQuery
 from .settings import alone, claim, write_json
-from .stats import Interval, bootstrap_mean
+from .stats import Interval
 from .world.truth import Verdict, judge
 
 log = logging.getLogger(__name__)
@@ -56,7 +55,8 @@ def evaluate_world(
 ) -> None:
     """Let a policy answer the world's questions, and judge every answer by the world's truth.
 
-    Answers are greedy. Intervals are bootstrapped over scenes, for the questions about one scene are not independent.
+    Answers are greedy. Intervals are bootstrapped over scenes, for the questions about one scene are not independent;
+    where all answers are alike, they are Wilson's.
     Run again, it continues where it was stopped; what is finished is left as it is.
 
     Args:
@@ -65,7 +65,7 @@ def evaluate_world(
         out: Folder for answers, outcomes and metrics.json; created when missing.
         split: Which of the world's questions are asked.
         max_new_tokens: After so many an answer is cut, and counted as it then stands.
-        batch: Questions that are answered at once; any number gives the same answers.
+        batch: Questions that are answered at once; any number gives the same answers in float32.
         frames: Frames of a film; default: the processor's own.
         dtype: The type of the weights.
         device: Where the model computes: auto, cpu, cuda or cuda:N.
@@ -80,6 +80,7 @@ def evaluate_world(
     settings: dict[str, Any] = {"model": model_digest(folder), "processor": processor_digest(folder), "dtype": dtype}
     settings |= {name: of_file(world / f"{name}.jsonl") for name in ("ranked", "truth")}
     settings |= {"split": split, "max_new_tokens": max_new_tokens, "frames": frames}
+    settings |= {"batch": batch} if dtype == "bfloat16" else {}
     drawing = Drawing(level=level, resamples=resamples, seed=seed)
     with alone(out):
         claim(out, MARKER, settings | dict(drawing), "an evaluation")
@@ -160,10 +161,9 @@ def measured(grades: Sequence[Grade], drawing: Drawing) -> dict[str, Interval]:
         of[f"true/{category}"] = [(grade, grade.correct) for grade in grades if grade.category == category]
     found = {}
     for name, told in of.items():
-        clusters = [grade.cluster for grade, _ in told]
-        if len(set(clusters)) > 1:
-            values = np.array([float(value) for _, value in told])
-            found[name] = bootstrap_mean(values, clusters, **drawing)
+        if told:
+            clusters = [grade.cluster for grade, _ in told]
+            found[name] = clustered_rate([bool(value) for _, value in told], clusters, **drawing)
     return found
 
 

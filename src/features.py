@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from torch.utils.data import DataLoader, Dataset
 
 from . import jsonl
+from .batches import moved
 from .checkpoints import resolved
 from .datamodules.reading import Reading
 from .datamodules.scores import DATA
@@ -165,7 +165,7 @@ def _planned(tower: Tower, pictures: _Pictures, kept: Kept, workers: int) -> _Pl
     device = next(tower.module.parameters()).device
     for query, told in _loaded(pictures, range(len(pictures)), workers, "looking at pictures"):
         if not tower.names:
-            tower.learn(move_data_to_device(told, device))
+            tower.learn(moved(told, device))
         for piece in tower.pieces(told):
             if piece.key in seen:
                 continue

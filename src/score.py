@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 
 from . import jsonl
+from .batches import moved
 from .datamodules.crossfit import CrossFit, Margins, Told
 from .datamodules.manifest import Manifest
 from .datamodules.module import ScoredRows
 from .datamodules.reading import Reading
-from .datamodules.rows import CritiqueSource
 from .datamodules.scores import DATA, MODEL, VALUES, Scale
 from .datamodules.scoring import (
     Batch,
@@ -37,13 +36,14 @@ from .datamodules.scoring import (
     readable,
     unfinished,
 )
-from .datamodules.written import WrittenCritiques
+from .datamodules.written import Given, source_of
 from .fingerprint import Fingerprint, of_file
 from .folds import Trained, family, run_of
 from .modules.answering import placed
 from .modules.loading import Number
-from .modules.opinions import Judge, Opinion, Reference, judging_of, require_alike, scorable
+from .modules.opinions import Judge, Opinion, Reference, require_alike, scorable
 from .modules.packed import Step, Way
+from .modules.rewardmodel import judging_of
 from .modules.speaking import Saying
 from .provenance import model_digest
 from .queries import Split
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _MARKER = "score.json"
 Critique = Literal["given", "none", "generated"]
-Given = Literal["critique_or_reason", "critique", "reason"]
 
 
 class _Asked(NamedTuple):
@@ -228,6 +227,8 @@ def _asked(
     step: Step,
 ) -> _Asked:
     """What is asked of a reference, or of a reward model."""
+    if critique != "given" and critique_from != "critique_or_reason":
+        raise ValueError(f"critique_from: expected it with critique given alone, got it with {critique}; leave it off")
     if reward is not None:
         if reference is not None:
             raise ValueError("reward: expected this or reference, got both; score twice, into two files")
@@ -265,7 +266,7 @@ def _asked_of_judge(
         raise ValueError(
             f"frames: expected {judging.frames}, with which {folder} was trained, got {frames}; leave it off"
         )
-    source, written = _source(critique, critique_from)
+    source, written = source_of(critique == "given", critique_from)
     reading = Reading(
         folder, "critiques", judging.frames, "", source, judging.template, judging.after_critique, written
     )
@@ -277,22 +278,10 @@ def _asked_of_judge(
     return _Asked("reward", folder, reading, way, partial(Judge, saying=saying), told, most)
 
 
-def _source(critique: Critique, critique_from: Given | Path) -> tuple[CritiqueSource, Path | None]:
-    """Where critiques are taken from: the data, or a file; none unless they are given."""
-    if critique != "given":
-        return "none", None
-    if isinstance(critique_from, Path):
-        return "none", WrittenCritiques(critique_from).path
-    if critique_from not in get_args(Given):
-        known = ", ".join(get_args(Given))
-        raise ValueError(f"critique_from: expected {known}, or the path of a file, got {critique_from!r}")
-    return critique_from, None
-
-
 def _check(model: Opinion, padding: int | None, batch: Batch, rows: PackedRows) -> None:
     """Refuse packed rows that are not exact and, where there is a padding for it, whatever changes with the batch."""
     if model.reader.step == "shared_prefix":
         model.require_agreement(rows)
     if padding is not None:
-        alone, turned = move_data_to_device(otherwise(batch, padding), rows.input_ids.device)
+        alone, turned = moved(otherwise(batch, padding), rows.input_ids.device)
         require_alike(model, rows, alone, turned)

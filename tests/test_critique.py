@@ -23,7 +23,7 @@ from mmrlhf.datamodules.rows import Critiques
 from mmrlhf.datamodules.written import WrittenCritiques
 from mmrlhf.endpoint import Endpoint
 from mmrlhf.fingerprint import Fingerprint, of_text
-from mmrlhf.modules.opinions import judging_of
+from mmrlhf.modules.rewardmodel import judging_of
 from mmrlhf.provenance import model_digest
 
 from .serving import Served, completion, said
@@ -156,7 +156,6 @@ def test_the_fingerprint_names_everything_that_the_critiques_depend_on(whole, sh
         "template": judging_of(reward).template.digest,
         "frames": str(JUDGING.frames),
         "max_new_tokens": "512",
-        "endpoint.url": server.url,
         "endpoint.model": "judge",
         "endpoint.temperature": "0.0",
         "endpoint.films": "film",
@@ -301,7 +300,7 @@ def test_what_is_no_reward_model_and_no_endpoint_is_refused(shards, reward, serv
     config = jsonl.loads((plain / "config.json").read_bytes())
     del config["reward_model"]
     (plain / "config.json").write_text(jsonl.dumps(config))
-    with pytest.raises(ValueError, match="reward: expected a reward model"):
+    with pytest.raises(ValueError, match="expected reward_model, which says how a reward model is asked"):
         written(shards, plain, tmp_path, served)
     with pytest.raises(ValueError, match=r"endpoint\.url: expected an address like"):
         critique(shards, str(reward), Endpoint("here", "judge"), tmp_path / "x.jsonl")

@@ -12,6 +12,7 @@ from mmrlhf.media import load
 from mmrlhf.modules.answering import Answer
 from mmrlhf.queries import Query
 from mmrlhf.records import RankedQuery
+from mmrlhf.stats import bootstrap_mean
 from mmrlhf.world.policy import build_model, build_processor, frames_of, load_policy, respond
 
 
@@ -93,6 +94,24 @@ def test_questions_about_one_scene_are_one_cluster(parrot, world, policy, tmp_pa
     outcomes = rows(tmp_path / "e" / "outcomes" / "world.jsonl")
     assert {row["cluster"] for row in outcomes} == {groups[row["item"]] for row in outcomes}
     assert len({row["cluster"] for row in outcomes}) < len(outcomes)
+
+
+def test_intervals_are_over_scenes_and_never_without_width(parrot, world, policy, tmp_path):
+    examine.evaluate_world(str(policy), world, tmp_path / "e", "train", resamples=500)
+    told = json.loads((tmp_path / "e" / "intervals.json").read_text())["true"]
+    queries = [one.query for one in jsonl.read(world / "ranked.jsonl", RankedQuery.from_json)]
+    groups = {query.id: query.group for query in queries}
+    right = {row["id"]: row["responses"][1]["right"] for row in rows(world / "truth.jsonl") if row["split"] == "train"}
+    order = [query.id for query in queries if query.id in right]
+    drawn = {"level": 0.95, "resamples": 500, "seed": 0}
+    expected = bootstrap_mean([float(right[name]) for name in order], [groups[name] for name in order], **drawn)
+    alone = bootstrap_mean([float(right[name]) for name in order], order, **drawn)
+    assert (told["low"], told["high"]) == pytest.approx((expected.low, expected.high))
+    assert (alone.low, alone.high) != pytest.approx((expected.low, expected.high))
+    parrot.known = dict.fromkeys(parrot.known, "I'm sorry, but I can't help with that.")
+    examine.evaluate_world(str(policy), world, tmp_path / "none", "test", resamples=50)
+    wrong = json.loads((tmp_path / "none" / "intervals.json").read_text())["true/short"]
+    assert wrong["value"] == wrong["low"] == 0 < wrong["high"]
 
 
 def test_a_killed_evaluation_goes_on_and_a_finished_one_asks_nobody(parrot, world, policy, tmp_path):

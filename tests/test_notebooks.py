@@ -54,7 +54,8 @@ def test_a_notebook_runs_and_shows_what_it_promises(path, demo, monkeypatch):
     outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(pictures) >= FIGURES[path.stem]
-    assert re.search(ROWS[path.stem], json.dumps(outputs))
+    words = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
+    assert re.search(ROWS[path.stem], " ".join(words))  # in pictures any three letters stand somewhere
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -483,7 +483,7 @@ def test_what_cannot_be_is_refused_before_weights_are_read(shards, reward, tmp_p
     cases = [
         (
             {"reward": str(policy), "critique": "none"},
-            "reward: expected a reward model, got .*policy, whose config.json",
+            "policy/config.json: expected reward_model, which says how a reward model is asked",
         ),
         ({"reward": str(reward)}, "critique: expected given, none, generated beside reward, got None; say which"),
         (given | {"critique": "greedy"}, "critique: expected given, none, generated .* got 'greedy'; say which"),
@@ -493,6 +493,11 @@ def test_what_cannot_be_is_refused_before_weights_are_read(shards, reward, tmp_p
         ({"reference": str(policy), "critique": "none"}, "critique: expected none beside reference, which judges"),
         ({"reference": str(policy), "saying": SHORT}, "critique: expected none beside reference, .* got Saying"),
         (given | {"frames": 5}, "frames: expected 4, with which .*judge was trained, got 5"),
+        (
+            {"reward": str(reward), "critique": "generated", "critique_from": "reason"},
+            "critique_from: expected it with critique given alone, got it with generated",
+        ),
+        ({"reference": str(policy), "critique_from": "reason"}, "critique_from: expected .* got it with None"),
         (given | {"saying": SHORT}, "saying: expected it with critique generated alone, got it with given"),
     ]
     for options, message in cases:

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from ..checkpoints import resolved
+from ..checkpoints import processor_of, resolved
 from ..fingerprint import of_file
 from ..prompts import Template, load_template
 from ..provenance import processor_digest
@@ -45,15 +45,7 @@ class Reading:
     @cached_property
     def processor(self) -> Any:  # noqa: ANN401 - transformers is untyped
         """The checkpoint's own processor, whose code is that of transformers."""
-        from transformers import AutoProcessor
-
-        found = AutoProcessor.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
-        if not hasattr(found, "tokenizer"):  # where a folder has no processor, this is a part of one
-            raise ValueError(
-                f"processor: expected one with a tokenizer, got a {type(found).__name__} from {self.folder}; give the "
-                "folder of a whole checkpoint"
-            )
-        return found
+        return processor_of(self.folder)
 
     @property
     def padding(self) -> int:

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from torch.utils.data import DataLoader, Dataset
 
 from .. import jsonl
-from ..batches import PackedRows
+from ..batches import PackedRows, moved
 from ..fingerprint import Fingerprint, of_text
 from ..ledger import Ledger
 from ..parallel import follow_parent
@@ -135,7 +134,7 @@ def unfinished(batches: Sequence[Batch], done: Container[str]) -> list[Batch]:
 
 
 def loaded(batches: LaidOut, workers: int) -> Iterator[PackedRows]:
-    """The batches in their order; reading begins now, before there are weights and threads that a fork would meet."""
+    """The batches in their order; reading begins now, before a fork could meet this model's weights and threads."""
     # Without `follow_parent` the workers would outlive a kill for seconds, and hold on to the locks of this process.
     return iter(DataLoader(batches, batch_size=None, num_workers=workers, worker_init_fn=_follow))
 
@@ -192,7 +191,7 @@ def compute(
         task = progress.add_task("scoring tokens", total=tokens)
         for number, (batch, laid_out) in enumerate(zip(batches, read, strict=True)):
             with in_memory(batch):
-                rows = move_data_to_device(laid_out, device)
+                rows = moved(laid_out, device)
                 if number == 0:
                     check(batch, rows)
                 told = by_query(batch, said(rows), column)

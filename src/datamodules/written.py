@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from .. import jsonl
 from ..fields import Fields, RecordError
@@ -24,8 +24,23 @@ if TYPE_CHECKING:
     from ..prompts import Template
     from ..records import RankedQuery
     from .reader import Sample
+    from .rows import CritiqueSource
 
+Given = Literal["critique_or_reason", "critique", "reason"]
+"""Where critiques that are given stand in the data."""
 _CURE = "run `mmrlhf critique` on the same shards"
+
+
+def source_of(given: bool, critique_from: Given | Path) -> tuple[CritiqueSource, Path | None]:
+    """Where critiques are taken from, the data or a file; from nowhere unless they are given."""
+    if not given:
+        return "none", None
+    if isinstance(critique_from, Path):
+        return "none", WrittenCritiques(critique_from).path
+    if critique_from not in get_args(Given):
+        known = ", ".join(get_args(Given))
+        raise ValueError(f"critique_from: expected {known}, or the path of a file, got {critique_from!r}")
+    return critique_from, None
 
 
 class WrittenCritiques:

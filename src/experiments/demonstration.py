@@ -79,7 +79,9 @@ def demo(out: Path, seed: int = 0, effort: float = 1.0) -> None:
 
 def stages(seed: int, effort: float) -> list[Stage]:
     """All stages in their order."""
-    configs = {name: str(files(__package__).joinpath("demo", f"{name}.yaml")) for name in ("reward", "dpo", "sweep")}
+    configs = {
+        name: str(files(__package__).joinpath("demonstrated", f"{name}.yaml")) for name in ("reward", "dpo", "sweep")
+    }
 
     def part(number: int) -> str:
         return str(max(2, round(number * effort)))
@@ -98,7 +100,7 @@ def stages(seed: int, effort: float) -> list[Stage]:
               "reference.jsonl")),
         Stage("what the rewards are worth", 10, ("evaluate", "rewards", *made, "--scores", "rewards.jsonl", "--split",
               "test", "--out", "rewards", "--resamples", str(_RESAMPLES))),
-        Stage("the grid over w and k", 220, ("sweep", "--config", configs["sweep"], *cell,
+        Stage("the grid over w and k", 220, ("sweep", "--config", configs["sweep"], "--retry-failed", *cell,
               "--train.overrides.trainer.max_steps", part(60))),
         Stage("the report", 15, ("report", "--sweep", "sweep", "--out", "report", "--resamples", str(_RESAMPLES))),
     ]  # fmt: skip
@@ -152,7 +154,7 @@ def _run(stage: Stage, out: Path, progress: Progress) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End what still runs, and whatever it has started."""
+    """End what still runs: its group, and what cells it has started end with it."""
     for sent in (signal.SIGINT, signal.SIGKILL):
         if process.poll() is None:
             os.killpg(process.pid, sent)

@@ -7,6 +7,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd  # type: ignore[import-untyped]
+
 from .. import jsonl
 from .beta_curves import draw_beta_curves, margins_of_files
 from .collect import RULE, histories_frame, sweep_record
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _DPI = 150
+_CURVE = 3
+"""So many points are a curve."""
 _CAPTIONS = {
     "wk_grid": (
         "The grid",
@@ -112,16 +116,20 @@ def drawn(found: Results) -> dict[str, Figure]:
     rules = used[["cell", *RULE]].rename(columns=lambda name: name.removeprefix("rule."))
     if rules["w"].notna().any():
         pictures["beta_curves"] = draw_beta_curves(rules, found.margins)
-    split = next((split for split in ("val", "train") if f"{split}/{TRAINING[0]}" in used), None)
-    if split is not None:
-        pictures["training"] = _training(found, split)
+    if (histories := _histories(found)) is not None:
+        metrics = list(dict.fromkeys(histories["metric"]))
+        pictures["training"] = draw_training(histories, used, up, across, metrics=metrics, baseline=found.baseline)
     return pictures | {"cost": draw_cost(found.cells, used, up, across, **chosen)}
 
 
-def _training(found: Results, split: str) -> Figure:
-    used, metrics = found.chosen.used, [f"{split}/{name}" for name in TRAINING]
-    histories = histories_frame(found.uri, used["run"], metrics)
-    return draw_training(histories, used, found.up, found.across, metrics=metrics, baseline=found.baseline)
+def _histories(found: Results) -> pd.DataFrame | None:
+    """How validation went or, where that was one point, the training itself; None where nothing was logged."""
+    used, histories = found.chosen.used, None
+    for split in ("val", "train"):
+        metrics = [name for name in (f"{split}/{each}" for each in TRAINING) if name in used]
+        if metrics and (histories is None or histories["step"].nunique() < _CURVE):
+            histories = histories_frame(found.uri, used["run"], metrics)
+    return histories
 
 
 def tables(found: Results) -> list[Table]:

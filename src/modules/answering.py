@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from torch.nn.utils.rnn import pad_sequence
 
-from ..batches import Continuation, pack
-from ..checkpoints import resolved
+from ..batches import Continuation, moved, pack
+from ..checkpoints import processor_of, resolved
 from ..encoding import encode_prompt
 from ..text import mend
 from .loading import Number, load_backbone
@@ -57,12 +56,10 @@ class Answerer:
     def __init__(
         self, name_or_path: str | Path, dtype: Number = "float32", device: str = "auto", at_once: int = 8
     ) -> None:
-        from transformers import AutoProcessor
-
         if at_once < 1:
             raise ValueError(f"at_once: expected 1 or more, got {at_once}")
         place, folder = placed(device), resolved(name_or_path)
-        self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        self.processor = processor_of(folder)
         reader = PackedReader(load_backbone(str(folder), dtype=dtype))
         self.reader: Any = reader.eval().requires_grad_(False).to(place)
         self.device, self.at_once = place, at_once
@@ -106,7 +103,7 @@ class Answerer:
     def _memories(self, rows: Sequence[PackedRows]) -> Iterator[Together | Alone]:
         """One memory of all rows, or one of each where the layers cannot share; media are encoded row by row."""
         prompts = [row.input_ids[0] for row in rows]
-        rows = move_data_to_device(rows, self.device)
+        rows = moved(rows, self.device)
         if self.reader.step == "separate":
             for row in rows:
                 yield from (memory for _, memory in memories(self.reader, row, 1))
@@ -116,7 +113,7 @@ class Answerer:
         places = [self.reader.backbone.positions(row)[..., 0, :].movedim(-1, 0) for row in rows]
         positions = pad_sequence(places, batch_first=True)  # (rows, tokens) or (rows, tokens, 3)
         positions = positions.movedim(-1, 0) if positions.ndim == 3 else positions
-        joined = move_data_to_device(joined, self.device)
+        joined = moved(joined, self.device)
         yield Together(self.reader, joined, pad_sequence(embeds, batch_first=True), positions, 1)
 
 

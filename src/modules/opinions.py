@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
 from ..checkpoints import resolved
-from ..jsonl import loads
 from ..text import mend
 from .critic import as_scorer
 from .families import family_of, why_not_shared
 from .loading import Number, load_backbone
-from .rewardmodel import ENTRY, Judging, RewardModel
+from .rewardmodel import RewardModel
 from .scorer import ResponseScorer
 from .selfcheck import COARSE, FINE, require_agreement
 from .speaking import Saying, agreed, spoken
@@ -173,14 +172,3 @@ def scorable(name: str, step: Step) -> tuple[Path, Way]:
     if step == "shared_prefix" and reason:
         raise ValueError(f"step: {family} cannot share a prefix: {reason}; say separate, or auto")
     return folder, "separate" if reason or step == "separate" else "shared_prefix"
-
-
-def judging_of(folder: Path) -> Judging:
-    """How a reward model is asked; a checkpoint that does not say it is none. No weights are read."""
-    config: Any = loads((folder / "config.json").read_bytes())
-    if ENTRY not in config:
-        raise ValueError(
-            f"reward: expected a reward model, got {folder}, whose config.json has no {ENTRY}; train or convert one, "
-            "or score a policy with --reference"
-        )
-    return Judging.of(config[ENTRY])

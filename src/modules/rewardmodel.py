@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 
-from ..batches import Continuation, PackedRows, pack
-from ..checkpoints import require_safetensors, resolved
+from ..batches import Continuation, PackedRows, moved, pack
+from ..checkpoints import processor_of, require_safetensors, resolved
 from ..encoding import Part, encode_prompt, encode_response, encode_text
 from ..fields import Fields
 from ..jsonl import loads
@@ -141,14 +140,11 @@ class RewardModel:
         revision: str | None = None,
     ) -> RewardModel:
         """Load body and head from a folder, or from a repository of the hub; neither pickles nor code are read."""
-        from transformers import AutoProcessor
-
         folder = resolved(name_or_path, revision)
-        judging, head = _asked(folder), _head(folder, getattr(torch, dtype))
+        judging, head = judging_of(folder), _head(folder, getattr(torch, dtype))
         body = load_backbone(str(folder), dtype=dtype)
         reader = RewardReader(body, head, step, chunk, kernel, rows_at_once).to(device)
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return cls(reader, processor, judging)
+        return cls(reader, processor_of(folder), judging)
 
     def rows(
         self, query: Query, responses: Sequence[str], critiques: Sequence[str] = (), media: Path | Load | None = None
@@ -190,7 +186,7 @@ class RewardModel:
     def judged(self, rows: PackedRows) -> Judged:
         """What the model says of the responses of packed rows, in their order; of given critiques the log-probs."""
         with torch.inference_mode():
-            found: Judged = self.reader(move_data_to_device(rows, self.reader.head.out.weight.device))
+            found: Judged = self.reader(moved(rows, self.reader.head.out.weight.device))
         return found
 
     def score_given(
@@ -243,8 +239,8 @@ class RewardModel:
         return Scored(reward, critique, dict(zip(self.judging.dimensions, scores, strict=True)))
 
 
-def _asked(folder: Path) -> Judging:
-    """What the config says of how the model is asked."""
+def judging_of(folder: Path) -> Judging:
+    """How a reward model is asked, as its config says; no weights are read."""
     config: Any = loads((folder / "config.json").read_bytes())
     if "auto_map" in config:
         raise ValueError(f"{folder}: expected classes of transformers, got code of its own (auto_map); convert it")

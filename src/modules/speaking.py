@@ -13,9 +13,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 
-from ..batches import IGNORED, PREFIX
+from ..batches import IGNORED, PREFIX, moved
 from ..encoding import encode_text
 from .packed import lengths
 from .remembering import memories
@@ -93,7 +92,7 @@ def spoken(
         raise ValueError("reader: expected one that is not in training, which may remember nothing; call eval() first")
     with torch.inference_mode():
         luck = _luck(rows, saying)
-        rows, luck = move_data_to_device((rows, luck), reader.head.out.weight.device)
+        rows, luck = moved((rows, luck), reader.head.out.weight.device)
         stops = stops_of(reader.backbone, tokenizer.eos_token_id, luck.device)
         tail = torch.cat([stops[:1], encode_text(tokenizer, after).to(stops)]) if after else stops[:1]
         kept = memories(reader, rows, saying.samples)
@@ -135,7 +134,7 @@ def _luck(rows: PackedRows, saying: Saying) -> Tensor:
     """
     if not saying.temperature:
         return torch.zeros(int(rows.segment_ids.amax(1).sum()), saying.max_new_tokens)
-    drawn, rows = [], move_data_to_device(rows, torch.device("cpu"))
+    drawn, rows = [], moved(rows, torch.device("cpu"))
     for number, (_, segments) in enumerate(lengths(rows)):
         for segment in range(1, len(segments) + 1):
             seen = (rows.segment_ids[number] == PREFIX) | (rows.segment_ids[number] == segment)

@@ -6,6 +6,7 @@ import json
 import re
 from base64 import b64decode
 from copy import deepcopy
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from mmrlhf.experiments.beta_curves import margins_of_files
 from mmrlhf.experiments.collect import cells_frame, histories_frame, margins_of_runs, outcomes, parent_of, sweep_record
 from mmrlhf.experiments.report import report
 from mmrlhf.experiments.results import collected
+from mmrlhf.experiments.wording import findings
 from mmrlhf.fingerprint import of_text
 
 from .swept import BASELINE, BETTER, METRIC, K, Made, W, fill, rows_of, sweep, write
@@ -237,6 +239,21 @@ def test_the_page_says_what_was_found_and_what_was_left_out(told):
     rows = re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
     assert sum("w1-k2-seed" in row and "the cell failed" in row for row in rows) == 3
     assert sum(row.count("<td") == 8 for row in rows) == 48  # a row of costs for every run
+
+
+def test_what_is_said_of_the_selected_cell_is_as_sure_as_it_is():
+    row = {"cell": "b", "mean": 0.7, "low": 0.6, "high": 0.8, "difference": 0.1, "difference_low": 0.0}
+    row |= {"difference_high": 0.2, "p": 0.03, "p_holm": 0.06}
+    parent = SimpleNamespace(metric=METRIC, split="val", test_split="test", selection={"test_opened_before": False})
+    found = SimpleNamespace(parent=parent, baseline="a", selected="b", cells=pd.DataFrame({"p": [float("nan")]}))
+    found.test = pd.DataFrame([row])
+    [told] = findings(found)
+    assert told.endswith("p = 0.0300).")
+    found.test = pd.DataFrame([row, row | {"cell": "c"}])
+    parent.selection = {"test_opened_before": True}
+    [told] = findings(found)
+    assert "p = 0.0600 by Holm over 2 tests)." in told
+    assert told.endswith("The test split had been opened before, for an earlier selection.")
 
 
 def test_tables_are_as_wide_as_their_headings(told):
