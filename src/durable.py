@@ -1,7 +1,7 @@
 """A folder that is whole or not there: written beside its place, forced to the disk, sealed, and then renamed.
 
-A writer that is killed leaves a draft, or the whole folder, and never takes away what was there before. The seal
-tells size and digest of every file, so that a reader finds what was damaged since.
+A writer that is killed leaves a draft, or the whole folder, and never takes away what was there before, but for one
+of the same step or name. The seal tells size and digest of every file, so that a reader finds what was damaged since.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from .jsonl import loads
 from .redaction import redacted_values, without_credentials
 from .settings import write_json
 from .spool import Row, Spool
-from .tracker import Unreachable, absolute, answering, client_of, new_run, tell, with_credentials
+from .tracker import Unreachable, absolute, answering, client_of, metric_name, new_run, tell, with_credentials
 
 RUN, PARENT, SPOOL = "mlflow.json", "parent.json", "tracking.spool"
 LONGEST_PARAM, LONGEST_TAG = 500, 5000
@@ -44,7 +44,7 @@ class Tracked:
         cls, folder: Path, uri: str, experiment: str, name: str, tags: Mapping[str, str], record: str = RUN
     ) -> Tracked:
         """The run of a folder, which now runs: a new one, or that which the folder has."""
-        found = cls(folder, absolute(uri), record)
+        found = cls(folder, with_credentials(absolute(uri)), record)
         bare = without_credentials(found.uri)
         if found._record.exists():
             found.require(bare)
@@ -62,7 +62,7 @@ class Tracked:
         if not names:
             raise ValueError(f"{folder}: expected the folder of a run with {RUN} or {PARENT}, found none; check it")
         kept = loads((folder / names[0]).read_bytes())["uri"]
-        found = cls(folder, with_credentials(kept) if uri is None else absolute(uri), names[0])
+        found = cls(folder, with_credentials(kept if uri is None else absolute(uri)), names[0])
         found.require(without_credentials(found.uri))
         return found
 
@@ -211,7 +211,8 @@ def log_outcomes(
     if metrics:
         # The time of the files, so that the same metrics, told again, are the same points.
         times = [int(path.stat().st_mtime * 1000) for path in files]
-        tracked.put({"metrics": metrics, "step": 0, "time": max(times, default=_now())})
+        told = {metric_name(name): value for name, value in metrics.items()}
+        tracked.put({"metrics": told, "step": 0, "time": max(times, default=_now())})
     _put_files(tracked, files, under)
     tracked.flush()
 

@@ -267,6 +267,12 @@ def test_names_of_metrics_are_those_that_mlflow_takes(uri, tmp_path):
     assert set(run_of(uri, tmp_path / "r").data.metrics) == {"val/beta/Chart  x", "ab", "cd", names[3]}
 
 
+def test_metrics_of_outcomes_have_the_names_that_those_of_a_training_would_have(uri, tmp_path):
+    begun(tmp_path / "r", uri)
+    log_outcomes(tmp_path / "r", {"val/Chart (hard)": 0.5}, [], {})
+    assert run_of(uri, tmp_path / "r").data.metrics == {"val/Chart hard": 0.5}
+
+
 def test_outcomes_told_twice_are_the_same_as_once_and_later_ones_count(uri, tmp_path):
     begun(tmp_path / "r", uri).flush()
     file = tmp_path / "world.jsonl"
@@ -450,6 +456,8 @@ def test_a_password_in_the_address_is_nowhere_in_the_folder_and_in_no_message(tm
     assert not [path for path in (tmp_path / "r").iterdir() if b"walrus-pass" in path.read_bytes()]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert Tracked.of(tmp_path / "r").uri == uri
+    assert Tracked.of(tmp_path / "r", hanging.uri).uri == uri
+    assert begun(tmp_path / "r", hanging.uri).uri == uri
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:walrus-pass@another:5000")
     assert Tracked.of(tmp_path / "r").uri == hanging.uri
     assert begun(tmp_path / "r", hanging.uri).uri == hanging.uri

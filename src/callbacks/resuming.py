@@ -6,6 +6,7 @@ Each is a folder `step-N` with what Lightning saved, `state` (a file, or the sha
 from __future__ import annotations
 
 import logging
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,9 +65,22 @@ def newest(checkpoints: Path) -> Path | None:
 
 
 def require_readable(state: Path, trainer: lightning.Trainer) -> None:
-    """Refuse shards under a strategy that reads one file."""
+    """Refuse shards that somebody else has written, and shards under a strategy that reads one file."""
+    if state.is_dir():
+        _require_own(state)
     if state.is_dir() and not isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)):
         raise ValueError(
             f"{state}: expected one file for {type(trainer.strategy).__name__}, found shards; go on with the "
             "trainer.strategy that the run was begun with, on any number of ranks, also on one"
         )
+
+
+def _require_own(state: Path) -> None:
+    """Refuse shards of another user: their metadata is unpickled, so they are code."""
+    for path in (state.parent, state, *state.rglob("*")):
+        if (owner := path.lstat().st_uid) != os.getuid():
+            raise ValueError(
+                f"{path}: expected shards of this user ({os.getuid()}), as reading them runs what their writer put "
+                f"there, found those of user {owner}; go on as that user, or, if you trust them, take them over with "
+                "chown"
+            )

@@ -64,7 +64,7 @@ class Account:
     seed: int
     role: Role
     fraction: float
-    status: Literal["running", "done", "failed"] = "running"
+    status: Literal["running", "stopped", "done", "failed"] = "running"
     started: float = 0.0
     """When it first began, in seconds of the epoch."""
     seconds: float = 0.0

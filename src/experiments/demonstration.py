@@ -37,8 +37,8 @@ from .wording import findings
 log = logging.getLogger(__name__)
 _MARKER, _JOURNAL, _LOGS = "demo.json", "stages.jsonl", "logs"
 _RESAMPLES = 2000
-_PASS = 197
-"""Optimizer steps of one pass over the world's training questions."""
+_QUESTIONS, _SIGHT, _TALK, _JUDGING, _ALIGNING = 1500, 220, 450, 150, 40
+"""Less than elsewhere, so that all of it takes minutes: questions of the world, and steps of each training."""
 _POLL, _GRACE = 0.1, 10.0
 
 
@@ -88,12 +88,12 @@ def stages(seed: int, effort: float) -> list[Stage]:
 
     cell = ("--train.verb", "train-dpo", "--train.config", configs["dpo"])
     made = ("--ranked", "world/ranked.jsonl", "--media", "world/media")
-    steps = ("--trainer.max_steps", part(_PASS))
+    steps = ("--trainer.max_steps", part(_JUDGING))
     return [
-        Stage("the world", 200, ("world", "--out", "world", "--preview", "world.png", "--seed", str(seed), "--queries",
-              str(max(80, round(2000 * effort))), "--sight-steps", part(220), "--talk-steps", part(560))),
+        Stage("the world", 170, ("world", "--out", "world", "--preview", "world.png", "--seed", str(seed), "--queries",
+              str(max(80, round(_QUESTIONS * effort))), "--sight-steps", part(_SIGHT), "--talk-steps", part(_TALK))),
         Stage("shards", 8, ("pack", *made, "--out", "shards")),
-        Stage("a reward model", 70, ("train-reward", "--config", configs["reward"], "--run.seed", str(seed), *steps)),
+        Stage("a reward model", 50, ("train-reward", "--config", configs["reward"], "--run.seed", str(seed), *steps)),
         Stage("rewards", 20, ("score", "shards", "--reward", "reward/model", "--critique", "none", "--out",
               "rewards.jsonl")),
         Stage("log-probs of the reference", 20, ("score", "shards", "--reference", "world/policy", "--out",
@@ -101,7 +101,7 @@ def stages(seed: int, effort: float) -> list[Stage]:
         Stage("what the rewards are worth", 10, ("evaluate", "rewards", *made, "--scores", "rewards.jsonl", "--split",
               "test", "--out", "rewards", "--resamples", str(_RESAMPLES))),
         Stage("the grid over w and k", 220, ("sweep", "--config", configs["sweep"], "--retry-failed", *cell,
-              "--train.overrides.trainer.max_steps", part(60))),
+              "--train.overrides.trainer.max_steps", part(_ALIGNING), "--max-parallel", "2")),
         Stage("the report", 15, ("report", "--sweep", "sweep", "--out", "report", "--resamples", str(_RESAMPLES))),
     ]  # fmt: skip
 

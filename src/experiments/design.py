@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..fingerprint import of_file
+from ..tracker import metric_name
 from .cells import EVALUATION, TRAINING, Role, Task
 from .grid import Cell, Void, option
 
@@ -59,6 +60,11 @@ class Design:
             raise ValueError(f"train.config: expected a YAML, found none at {self.train.config}; check the path")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction: expected more than 0 and at most 1, got {self.fraction}")
+        if metric_name(self.metric) != self.metric:
+            raise ValueError(
+                f"metric: expected a name of letters, digits and _ / . - and spaces, which MLflow takes, got "
+                f"{self.metric!r}; let the evaluation call it {metric_name(self.metric)!r}"
+            )
         given = {"axes": self.axes, "train.overrides": tuple(self.train.overrides or ())}
         taken = (*_OURS, FRACTION) if self.fraction < 1 else _OURS
         for where, names in given.items():

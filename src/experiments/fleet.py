@@ -48,7 +48,8 @@ class Fleet:
         for task in to_do:
             folder = self.design.folder(task.name)
             task.write(folder)
-            if Account.read(folder) is not None:  # a failure that is of the past is not to be taken for the next one
+            there = Account.read(folder)
+            if there is not None and there.status in ("failed", "stopped"):  # a past end is not the next one's
                 Account.opened(folder, task).write(folder)
         if to_do:
             self._run([self.design.folder(task.name) for task in to_do], what)

@@ -18,15 +18,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
+from typing import IO
 
 from .. import jsonl
+from ..preemption import REQUEUE
 from ..settings import alone
 from .cells import EVALUATION, LOG, Account, Task, flat, tail
 
 log = logging.getLogger(__name__)
 FOLLOW = "--follow"
 _PATIENCE, _GRACE = 5.0, 10.0
-_STOPPED = {130, -signal.SIGINT, -signal.SIGTERM, -signal.SIGUSR2}
+_running: list[subprocess.Popen[bytes]] = []
+"""The command of the cell, for whoever is told by a signal that this process has to go."""
+_STOPPED = {130, REQUEUE, -signal.SIGINT, -signal.SIGTERM, -signal.SIGUSR2}
 
 
 class CommandError(ValueError):
@@ -78,6 +82,9 @@ def run_cell(folder: Path, *, own_group: bool = False) -> bool:
             log.warning("%s failed: %s", task.name, error)
             _failed(folder, task, str(error))
             return False
+        except StoppedError:
+            replace(Account.opened(folder, task), status="stopped").write(folder)
+            raise
         account.write(folder)
     return True
 
@@ -114,19 +121,48 @@ def run_command(words: list[str], record: Path, own_group: bool = False) -> None
         file.write(f"\n$ {' '.join(words)}\n".encode())
         file.flush()
         start = file.tell()
-        child = subprocess.Popen(  # noqa: S603 - a verb of ours
-            words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=own_group
-        )
+        child = _begun(words, file, own_group)
         try:
             code = child.wait()
         finally:  # interrupted, or asked to leave the machine
             _end(child, own_group)
+            _running.remove(child)
     if code in _STOPPED:
         raise StoppedError(f"{record}: a command was ended with status {code}")
     if code:
         raise CommandError(
             f"{' '.join(words[2:4])} ended with status {code}: {tail(record, start) or 'without a word'}"
         )
+
+
+def _begun(words: list[str], file: IO[bytes], own_group: bool) -> subprocess.Popen[bytes]:
+    """Start a command; one with a group of its own does not hear SIGUSR2, which SLURM sends to all and means us."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2} if own_group else ())
+    try:
+        child = subprocess.Popen(  # noqa: S603 - a verb of ours
+            words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=own_group
+        )
+        _running.append(child)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return child
+
+
+def leave(seconds: float) -> None:
+    """Tell the command that runs to save and go, and give it so many seconds; called from a handler of signals."""
+    until = time.monotonic() + seconds
+    for child in _running:
+        child.send_signal(signal.SIGTERM)
+        while not _has_left(child) and time.monotonic() < until:
+            time.sleep(0.1)
+
+
+def _has_left(child: subprocess.Popen[bytes]) -> bool:
+    """Whether a process has ended, which is still waited for below the handler: `poll` would never see it."""
+    try:
+        return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
 
 
 def _end(child: subprocess.Popen[bytes], own_group: bool) -> None:

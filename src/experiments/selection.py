@@ -32,6 +32,8 @@ def selected(
 
     It is there if nothing has changed since; the test split is then not opened anew, but what is unfinished goes on.
     """
+    # By name: in whatever order cells are asked for, they are the same cells, and of equals the same one is chosen.
+    found, baselines = sorted(found, key=lambda each: each.cell), sorted(baselines)
     [choice] = best(found, 1, design.greatest)
     decided = {
         "metric": design.metric,
@@ -39,7 +41,7 @@ def selected(
         "split": design.split,
         "fraction": fraction,
         "selected": choice.cell,
-        "baselines": list(baselines),
+        "baselines": baselines,
         "candidates": [candidate.to_json() for candidate in found],
         "excluded": dict(excluded),
         "test_split": design.test_split,

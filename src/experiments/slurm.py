@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .. import jsonl
 from ..settings import write_json
 from .cells import Account, Task, state_of
-from .running import StoppedError, run_cell, run_command
+from .running import StoppedError, leave, run_cell, run_command
 
 if TYPE_CHECKING:
     import submitit
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 JOB = "job.json"
 _SIGNAL_COMES, _ACCOUNT_COMES = 60.0, 60.0
+_REQUEUEING = 30.0
+"""Seconds of the notice that are left for queuing a job again."""
 _WAITING = {"PENDING", "RUNNING", "REQUEUED", "SUSPENDED", "CONFIGURING", "COMPLETING", "RESIZING", "PREEMPTED"}
 
 
@@ -56,8 +58,12 @@ class Slurm:
     poll: float = 10.0
 
 
+@dataclass(frozen=True)
 class CellJob:
     """What a job runs. SLURM's signal makes submitit ask for `checkpoint`, and queue the same again."""
+
+    notice: float = 120.0
+    """Seconds from the signal to the end."""
 
     def __call__(self, folder: str) -> None:
         """Run a cell; of the processes of a training, the first keeps the account."""
@@ -74,9 +80,10 @@ class CellJob:
             raise
 
     def checkpoint(self, folder: str) -> submitit.helpers.DelayedSubmission:
-        """The same again: the cell itself knows what is finished."""
+        """The same again, once the training has saved and left: the cell itself knows what is finished."""
         import submitit
 
+        leave(self.notice - _REQUEUEING)
         return submitit.helpers.DelayedSubmission(self, folder)
 
 
@@ -90,7 +97,7 @@ def run_slurm(
     executor = executor_of(jobs, asked, parallel, cluster)
     waiting = {folder: job for folder in folders if (job := _queued(folder, jobs, cluster)) is not None}
     fresh = [folder for folder in folders if folder not in waiting]
-    for folder, job in zip(fresh, _submitted(executor, fresh), strict=True):
+    for folder, job in zip(fresh, _submitted(executor, fresh, asked.notice), strict=True):
         write_json(folder / JOB, {"job": job.job_id})
         waiting[folder] = job
     log.info("%d jobs submitted, %d in the queue already", len(fresh), len(folders) - len(fresh))
@@ -134,11 +141,11 @@ def executor_of(jobs: Path, asked: Slurm, parallel: int, cluster: str = "slurm")
     return executor
 
 
-def _submitted(executor: submitit.AutoExecutor, folders: Sequence[Path]) -> list[submitit.Job[None]]:
+def _submitted(executor: submitit.AutoExecutor, folders: Sequence[Path], notice: float) -> list[submitit.Job[None]]:
     if not folders:
         return []
     with executor.batch():
-        return [executor.submit(CellJob(), str(folder)) for folder in folders]
+        return [executor.submit(CellJob(notice), str(folder)) for folder in folders]
 
 
 def _queued(folder: Path, jobs: Path, cluster: str) -> submitit.Job[None] | None:
@@ -154,7 +161,7 @@ def _queued(folder: Path, jobs: Path, cluster: str) -> submitit.Job[None] | None
 def _has_ended(folder: Path, job: submitit.Job[None], silent: dict[Path, float]) -> bool:
     """Whether the cell has its account, or its job is gone: one that is queued again may seem so for a while."""
     account = Account.read(folder)
-    if account is not None and account.status != "running":
+    if account is not None and account.status in ("done", "failed"):
         return True
     if not job.done():
         silent.pop(folder, None)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
+from ..redaction import without_credentials
 from ..settings import alone, claim, write_json
 from ..tracked import parent_run
+from ..tracker import absolute
 from .cells import ACCOUNT, LOG, Account, Role, Task
 from .design import Design, Training
 from .fleet import Fleet, Launcher
@@ -80,31 +83,36 @@ def sweep(
         dry_run: Print what would be done, with an estimate of its time, and do nothing.
     """
     cells = grid(axes, void or {}, list(range(seeds)) if isinstance(seeds, int) else seeds)
-    kept = (out, name or out.resolve().name, tracking, experiment)
+    kept = (out, name or out.resolve().name, _bare(tracking), experiment)
     measured = (metric, greatest, split, test_split, baselines, fraction)
     design = Design(train, tuple(axes), void or {}, evaluate, *measured, *kept)
     design.check_baselines(cells)
     if promote and (fraction == 1 or promote < 0):
         raise ValueError(f"promote: expected cells on a fraction of the data, got {promote} at fraction {fraction:g}")
     fleet = Fleet(design, launcher, slurm or Slurm(), max_parallel, retry_failed)
-    with _claimed(design, dry_run):
+    with _checked(design, dry_run):
         digests = rehearsed(design, cells)
         tasks = [design.task(cell, _role(design, cell), fraction, None, digests[cell.group]) for cell in cells]
         show(design, fleet.plan(tasks), fleet.parallel(len(tasks)))
         if not dry_run:
+            claim(out, _MARKER, design.claimed(), "a sweep")
             Sweep(design, fleet, digests, promote, open_test).run(cells, axes)
 
 
+def _bare(tracking: str | None) -> str | None:
+    """The address as it may be kept; the processes of the cells find user and password in their environment."""
+    if tracking is None or without_credentials(tracking) == tracking:
+        return tracking
+    os.environ["MLFLOW_TRACKING_URI"] = absolute(tracking)
+    return without_credentials(absolute(tracking))
+
+
 @contextmanager
-def _claimed(design: Design, dry_run: bool) -> Iterator[None]:
-    """The folder for this sweep and this process alone; a plan only looks whether it is this sweep's."""
-    if dry_run:
+def _checked(design: Design, dry_run: bool) -> Iterator[None]:
+    """The folder for this process alone, of this sweep if it is one's; a plan only looks, and makes no folder."""
+    with nullcontext() if dry_run else alone(design.out):
         if (design.out / _MARKER).exists():
             claim(design.out, _MARKER, design.claimed(), "a sweep")
-        yield
-        return
-    with alone(design.out):
-        claim(design.out, _MARKER, design.claimed(), "a sweep")
         yield
 
 
@@ -154,7 +162,8 @@ class Sweep:
         states = self.fleet.plan(tasks).states
         if left := [name for name, state in states.items() if state != "done"]:
             raise ValueError(
-                f"{', '.join(left)}: expected to be done, but it runs elsewhere; run again when it has ended"
+                f"{', '.join(left)}: expected to be done, but it was stopped, or runs elsewhere; run again when it has "
+                "ended"
             )
 
     def _task(self, cell: Cell, role: Role, fraction: float) -> Task:

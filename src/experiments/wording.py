@@ -52,8 +52,11 @@ def _chosen(found: Results, selected: str) -> str:
     words += f" ({_span(row['low'], row['high'], percent)})" if percent else ""
     if pd.notna(row["p"]):
         span = _span(row["difference_low"], row["difference_high"], percent)
-        words += f", {_signed(row['difference'], percent)} from {found.baseline} ({span}; p = {row['p']:.4f})"
-    return f"{words}."
+        tests = int(found.test["p"].notna().sum())
+        level = f"p = {row['p']:.4f}" if tests == 1 else f"p = {row['p_holm']:.4f} by Holm over {tests} tests"
+        words += f", {_signed(row['difference'], percent)} from {found.baseline} ({span}; {level})"
+    again = (found.parent.selection or {}).get("test_opened_before")
+    return f"{words}.{' The test split had been opened before, for an earlier selection.' if again else ''}"
 
 
 def notes(found: Results) -> list[str]:

@@ -101,3 +101,16 @@ def test_shards_are_refused_by_a_strategy_that_reads_one_file(tmp_path):
         with pytest.raises(ValueError, match=r"found shards; go on with the trainer\.strategy"):
             require_readable(shards, SimpleNamespace(strategy=strategy))
     require_readable(shards, SimpleNamespace(strategy=ModelParallelStrategy()))
+
+
+@pytest.mark.parametrize("name", ["", "state", "state/__0_0.distcp"])
+def test_shards_of_another_user_are_code_of_another_user_and_are_refused(tmp_path, monkeypatch, name):
+    foreign, real = saved(tmp_path, 2, shards=True) / name, type(tmp_path).lstat
+    state, trainer = tmp_path / "step-00000002" / "state", SimpleNamespace(strategy=ModelParallelStrategy())
+    require_readable(state, trainer)
+    other = SimpleNamespace(st_uid=os.getuid() + 1)
+    monkeypatch.setattr(type(tmp_path), "lstat", lambda path: other if path == foreign else real(path))
+    with pytest.raises(
+        ValueError, match=f"{foreign}: expected shards of this user .* of user {os.getuid() + 1}; .*chown"
+    ):
+        require_readable(state, trainer)

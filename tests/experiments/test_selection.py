@@ -69,6 +69,12 @@ def test_a_sweep_that_grows_after_the_opening_says_so_and_leaves_the_first_recor
     assert len(selection.records(home.out)) == 2
 
 
+def test_the_same_cells_in_another_order_are_the_same_selection(home):
+    home.sweep(baselines=[{"x": 1}, {"x": 2}])
+    home.sweep(baselines=[{"x": 1}, {"x": 2}], axes={"x": [2, 1, 0], "k": [1]})
+    assert [path.name for path in selection.records(home.out)] == ["selection.json"]
+
+
 def test_who_asks_for_fewer_cells_later_does_not_choose_among_fewer(home):
     home.sweep()
     home.sweep(axes={"x": [0, 1], "k": [1]})

@@ -3,10 +3,13 @@
 import os
 import re
 import signal
+import sys
+import time
+from threading import Thread
 
 import pytest
 
-from mmrlhf.experiments import fleet, slurm
+from mmrlhf.experiments import fleet, running, slurm
 from mmrlhf.experiments.cells import Account
 from mmrlhf.experiments.slurm import Slurm, executor_of, run_slurm
 
@@ -135,8 +138,8 @@ def test_submitits_local_executor_runs_a_cell_and_continues_it_after_a_preemptio
     started = []
     real = slurm._submitted
 
-    def submitted(executor, folders):
-        started.extend(real(executor, folders))
+    def submitted(executor, folders, notice):
+        started.extend(real(executor, folders, notice))
         return started
 
     monkeypatch.setattr(slurm, "_submitted", submitted)
@@ -164,6 +167,47 @@ def test_submitits_local_executor_runs_a_cell_and_continues_it_after_a_preemptio
 
     home.sweep(axes={"x": [1]})
     assert home.said() == ["begin x1-seed0"] * 2 + ["end x1-seed0", "val x1-seed0"]
+
+
+SAVES = """
+import signal, sys, time
+from pathlib import Path
+def save(*_):
+    time.sleep(0.3)
+    Path(sys.argv[1], "saved").touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+Path(sys.argv[1], "ready").touch()
+time.sleep(60)
+"""
+
+
+def test_a_training_may_save_before_its_job_is_queued_again_and_does_not_die_of_the_signal_for_the_job(tmp_path):
+    """As submitit asks: in a handler above the very call that waits for the training."""
+    asked = []
+
+    def handler(*_):
+        began = time.monotonic()
+        os.kill(running._running[0].pid, signal.SIGUSR2)  # SLURM sends it to every process of a job
+        asked.append(slurm.CellJob(slurm._REQUEUEING + 20).checkpoint(str(tmp_path)))
+        asked.append(((tmp_path / "saved").exists(), time.monotonic() - began))
+
+    def tell():
+        wait_for((tmp_path / "ready").exists)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    before = signal.signal(signal.SIGUSR2, handler)
+    try:
+        Thread(target=tell).start()
+        with pytest.raises(running.StoppedError):
+            running.run_command([sys.executable, "-c", SAVES, str(tmp_path)], tmp_path / "log.txt", own_group=True)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    [again, (saved, seconds)] = asked
+    assert (again.function, again.args) == (slurm.CellJob(50.0), (str(tmp_path),))
+    assert saved
+    assert seconds < 10, "it waits no longer than the training needs"
+    assert not running._running
 
 
 def test_a_job_that_is_gone_without_an_account_has_failed(home, cluster, monkeypatch):

@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from mmrlhf.experiments import launching
+from mmrlhf.experiments import fleet, launching, publishing, sweeping
 from mmrlhf.experiments.design import Training
 from mmrlhf.experiments.launching import environment
+from mmrlhf.tracked import Tracked
 
 from .standing import Home
 
@@ -131,6 +132,58 @@ def test_what_is_wrong_fails_before_the_first_training_and_leaves_no_cell(home, 
         home.sweep(**changes)
     assert home.said() == []
     assert not (home.out / "cells").exists()
+
+
+def test_a_sweep_that_was_refused_may_be_corrected_in_the_same_folder(home):
+    with pytest.raises(ValueError, match="unknown option 'xx'"):
+        home.sweep(axes={"xx": [1]})
+    home.sweep(axes={"x": [1]})
+    assert home.trained() == ["x1-seed0"]
+
+
+def test_a_metric_that_mlflow_does_not_take_is_refused_with_one_that_it_takes(home):
+    with pytest.raises(ValueError, match=r"got 'world/true \(all\)'; let the evaluation call it 'world/true all'"):
+        home.sweep(metric="world/true (all)")
+    assert not home.out.exists()
+
+
+def test_a_training_that_saved_and_left_when_it_was_told_to_has_not_failed_and_goes_on(home, monkeypatch):
+    monkeypatch.setenv("VERBS_LEAVE", "x1-")
+    with pytest.raises(ValueError, match="x1-seed0: expected to be done, but it was stopped"):
+        home.sweep()
+    assert (home.account("x1-seed0").status, home.account("x1-seed0").error) == ("stopped", None)
+    monkeypatch.delenv("VERBS_LEAVE")
+    home.sweep()
+    assert home.trained() == ["x1-seed0", "x2-seed0"]
+
+
+def test_the_account_of_a_cell_that_runs_elsewhere_is_left_as_it_is(home, monkeypatch):
+    home.sweep(axes={"x": [1]})
+    path = home.out / "cells" / "x1-seed0" / "cell.json"
+    told = json.loads(path.read_text())
+    for status, left in (("running", True), ("failed", False), ("stopped", False)):
+        path.write_text(json.dumps(told | {"status": status}))
+        before, seen = path.read_bytes(), []
+        monkeypatch.setattr(fleet, "run_local", lambda *_, seen=seen: seen.append(path.read_bytes()) or iter(()))
+        with pytest.raises(ValueError, match="expected to be done"):
+            home.sweep(axes={"x": [1]}, retry_failed=True)
+        assert (seen[0] == before) == left, status
+        assert json.loads(seen[0])["status"] == "running"
+
+
+def test_a_password_of_the_tracker_is_written_nowhere_and_the_cells_know_it(home, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # and put back after the test
+    monkeypatch.setattr(sweeping, "parent_run", lambda folder, uri, *_: uri)
+    monkeypatch.setattr(publishing, "end_run", lambda *_: None)
+    address = "http://ann:walrus-canary@127.0.0.1:9/x?token=walrus-canary"
+    home.sweep(axes={"x": [1]}, tracking=address)
+    assert home.trained() == ["x1-seed0"]
+    files = [path for path in home.out.rglob("*") if path.is_file()]
+    assert {"sweep.json", "task.json", "log.txt", "mlflow.json"} <= {path.name for path in files}
+    assert not [path for path in files if b"walrus-canary" in path.read_bytes()]
+    assert home.read("sweep.json")["settings"]["tracking"] == "http://127.0.0.1:9/x"
+    assert Tracked.of(home.out / "cells" / "x1-seed0" / "run").uri == address
+    home.sweep(axes={"x": [1]}, tracking=address)
 
 
 def test_options_of_all_cells_are_given_and_may_be_no_axis(home):

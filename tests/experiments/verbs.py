@@ -1,7 +1,8 @@
 """A program with two verbs that stand in for a trainer and an evaluation; run as `python -m verbs`, as mmrlhf is.
 
 `train` writes a model that is the metric its options deserve, `evaluate` reads it. VERBS_LOG gets a line per call that
-is no rehearsal; VERBS_WAIT makes a training wait for a file; those whose names match VERBS_FAIL or VERBS_KILL end so.
+is no rehearsal; VERBS_WAIT makes a training wait for a file; those whose names match VERBS_FAIL, VERBS_KILL or
+VERBS_LEAVE end so.
 """
 
 import json
@@ -70,6 +71,8 @@ def train(options):
         sys.exit("verbs train: the loss is not a number")
     if os.environ.get("VERBS_KILL") and re.search(os.environ["VERBS_KILL"], name):
         os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ.get("VERBS_LEAVE") and re.search(os.environ["VERBS_LEAVE"], name):
+        sys.exit(75)
     if gate := os.environ.get("VERBS_WAIT"):
         # Children of a training, such as workers of a loader, must not outlive it either.
         with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as child:
