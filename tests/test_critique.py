@@ -26,7 +26,7 @@ from mmrlhf.fingerprint import Fingerprint, of_text
 from mmrlhf.modules.rewardmodel import judging_of
 from mmrlhf.provenance import model_digest
 
-from .serving import Served, completion, said
+from .chatserver import Served, completion, said
 from .test_endpoint import (
     CANARY,
     no_key,  # noqa: F401 - of this file too

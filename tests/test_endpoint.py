@@ -24,7 +24,7 @@ from mmrlhf.encoding import Message
 from mmrlhf.endpoint import Endpoint, Reply, _Bounded, _first
 from mmrlhf.strictjson import JsonError
 
-from .serving import Served, completion, said
+from .chatserver import Served, completion, said
 
 CERTIFICATES = ssl.create_default_context()
 CANARY = "sk-canary-4f9d1c7b"

@@ -25,10 +25,10 @@ from mmrlhf.modules.answering import Answerer
 from mmrlhf.prompts import load_template
 from mmrlhf.provenance import model_digest, processor_digest
 
+from .chatserver import Served, said
 from .datamodules.made import picture
 from .evaluation.made import bench_row
 from .modules.families import saved
-from .serving import Served, said
 from .test_endpoint import (
     CANARY,
     no_key,  # noqa: F401 - of this file too
