@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoints import require_safetensors, resolved
+from .checkpoints import processor_of, require_safetensors, resolved
 from .jsonl import loads
 from .modules.backbone import backbone_of
 from .modules.families import family_of
@@ -44,16 +44,16 @@ def convert_reward(checkpoint: str, body: str, template: Path, out: Path, frames
         out: Folder of the reward model.
         frames: Frames of a film; the authors' evaluation shows 32.
     """
-    from transformers import AutoConfig, AutoProcessor
+    from transformers import AutoConfig
 
     if out.exists():
         raise ValueError(f"{out}: expected nothing there, found a file or a folder; remove it or give another --out")
     judging = Judging(_told(template), frames, after_critique=_AFTER)
     source, base = resolved(checkpoint), resolved(body)
-    known: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    config, processor = AutoConfig.from_pretrained(base, **known), AutoProcessor.from_pretrained(base, **known)
+    config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     if (family := family_of(config).name) != _FAMILY:
         raise ValueError(f"body: expected a {_FAMILY}, got a {family} in {base}; the authors trained from no other")
+    processor = processor_of(base)
     shapes, files = _stored(source)
     try:
         require_same_arithmetic(loads((source / "config.json").read_bytes()), config.get_text_config())

@@ -19,7 +19,7 @@ import httpx2
 import openai
 
 from .chats import Films, as_chat
-from .fields import Fields, RecordError
+from .fields import Fields, RecordError, at_least
 from .strictjson import MAX_BYTES, JsonError, loads
 from .text import mend
 
@@ -90,10 +90,8 @@ class Endpoint:
                 "endpoint.key: expected the name of an environment variable, got something else, which is not shown "
                 "because it may be a key; put the key into a variable, and give its name"
             )
-        for name, least in (("at_once", 1), ("timeout", 1), ("retries", 0), ("temperature", 0)):
-            value = getattr(self, name)
-            if value is not None and not least <= value < float("inf"):
-                raise ValueError(f"endpoint.{name}: expected {least} or more, got {value}")
+        at_least(1, **{"endpoint.at_once": self.at_once, "endpoint.timeout": self.timeout})
+        at_least(0, **{"endpoint.retries": self.retries, "endpoint.temperature": self.temperature})
         self._secret()
 
     def parts(self) -> dict[str, str]:

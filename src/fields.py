@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from types import TracebackType
 from typing import Any
 
@@ -100,6 +101,19 @@ def one_of(value: object, known: tuple[str, ...], name: str) -> None:
     """Refuse a value that is not among the known ones."""
     if value not in known:
         raise RecordError(f"{name}: expected one of {', '.join(map(repr, known))}, got {value!r}")
+
+
+def at_least(least: int, **numbers: float | None) -> None:
+    """Refuse numbers that are below the least that works, or without end; None passes.
+
+    >>> at_least(1, chunk=512, frames=0)
+    Traceback (most recent call last):
+        ...
+    ValueError: frames: expected 1 or more, got 0
+    """
+    for name, number in numbers.items():
+        if number is not None and not least <= number < inf:
+            raise ValueError(f"{name}: expected {least} or more, got {number}")
 
 
 def _shown(value: object) -> str:

@@ -104,6 +104,12 @@ def replacing(path: Path | str) -> Iterator[IO[bytes]]:
     _sync_folder(path.parent)
 
 
+def replace(path: Path | str, content: bytes) -> None:
+    """Write a whole file of any kind in one step, in the place of what is there."""
+    with replacing(path) as file:
+        file.write(content)
+
+
 class Journal:
     """A file that grows row by row and survives kills: open it again, skip what is `done`, and go on.
 

@@ -21,6 +21,7 @@ from .encoding import Message
 from .endpoint import CUT, Endpoint, Reply
 from .evaluation.rewardbench import Comparison, RewardBench
 from .evaluation.verdicts import Question, Verdicts, Way, questions
+from .fields import at_least
 from .fingerprint import Fingerprint, of_file, of_value
 from .ledger import Ledger
 from .media import digest, load
@@ -97,9 +98,7 @@ def judge(
 
 
 def _require(model: str | None, endpoint: Endpoint | None, frames: int, max_new_tokens: int, at_once: int) -> None:
-    for name, value in {"frames": frames, "max_new_tokens": max_new_tokens, "at_once": at_once}.items():
-        if value < 1:
-            raise ValueError(f"{name}: expected 1 or more, got {value}")
+    at_least(1, frames=frames, max_new_tokens=max_new_tokens, at_once=at_once)
     if (model is None) == (endpoint is None):
         raise ValueError(
             f"model: expected either this or endpoint, got {'neither' if model is None else 'both'}; give --model "

@@ -37,6 +37,7 @@ from .datamodules.scoring import (
     unfinished,
 )
 from .datamodules.written import Given, source_of
+from .fields import at_least
 from .fingerprint import Fingerprint, of_file
 from .folds import Trained, family, run_of
 from .modules.answering import placed
@@ -135,7 +136,8 @@ def score(
         max_skipped: The part of the queries that may be left out, each for a reason that is named.
         self_check: Whether the first batch is also scored one response at a time and in another order, and compared.
     """
-    _require_numbers(batch_tokens, chunk, frames, workers)
+    at_least(1, batch_tokens=batch_tokens, chunk=chunk, frames=frames)
+    at_least(0, workers=workers)
     place, (names, trained) = placed(device), _models(reward, folds, shards)
     asked = [_asked(reference, one, critique, critique_from, saying, frames, step) for one in names]
     how = _How(batch_tokens, chunk, dtype, place, workers, asked[0].reading.padding, self_check)
@@ -208,13 +210,6 @@ def _answers(
             check = partial(_check, model, how.padding if how.check else None)
             compute(left, rows, journal, asked.column, how.device, partial(model.by, model.reader.step), check)
     return {row["query"]: row for row in jsonl.read(path)}
-
-
-def _require_numbers(batch_tokens: int, chunk: int, frames: int | None, workers: int) -> None:
-    least = {"batch_tokens": (batch_tokens, 1), "chunk": (chunk, 1), "frames": (frames, 1), "workers": (workers, 0)}
-    for name, (value, smallest) in least.items():
-        if value is not None and value < smallest:
-            raise ValueError(f"{name}: expected {smallest} or more, got {value}")
 
 
 def _asked(

@@ -59,8 +59,7 @@ def claim(folder: Path, name: str, settings: Mapping[str, Any], what: str) -> di
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write one object, indented for people, whole or not at all."""
-    with jsonl.replacing(path) as file:
-        file.write(json.dumps(value, indent=1).encode() + b"\n")
+    jsonl.replace(path, json.dumps(value, indent=1).encode() + b"\n")
 
 
 def differing(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
-import multiprocessing
-import os
 import shutil
-import signal
 
 import numpy as np
 import pytest
@@ -27,6 +24,7 @@ from mmrlhf.modules.rewardmodel import judging_of
 from mmrlhf.provenance import model_digest
 
 from .chatserver import Served, completion, said
+from .killing import kill
 from .test_endpoint import (
     CANARY,
     no_key,  # noqa: F401 - of this file too
@@ -35,7 +33,6 @@ from .test_endpoint import (
 from .test_score import media, one_thread, queries  # noqa: F401 - fixtures
 from .test_score_reward import JUDGING, TEMPLATE, reward, samples, shards  # noqa: F401 - fixtures
 
-FORKED = multiprocessing.get_context("fork")
 RESPONSES = sum(len(row.responses) for row in queries())
 
 
@@ -187,23 +184,6 @@ def test_cut_and_missing_critiques_are_told(shards, reward, served, tmp_path, ca
     assert f"{RESPONSES} critiques, {11 * RESPONSES} tokens read, {7 * RESPONSES} written" in caplog.text
 
 
-def die_at(target, name, call, after, arguments):
-    """Ask, and be killed at some call of a function, before or after what it does."""
-    function, calls = getattr(target, name), []
-
-    def dying(*args, **options):
-        calls.append(name)
-        if len(calls) == call and not after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        found = function(*args, **options)
-        if len(calls) == call:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return found
-
-    setattr(target, name, dying)
-    written(*arguments)
-
-
 @pytest.mark.parametrize(
     ("target", "name", "call", "after"),
     [
@@ -225,10 +205,7 @@ def test_killed_anywhere_and_continued_the_file_has_the_same_bytes(
     tmp_path,
 ):
     arguments = (shards, reward, tmp_path, served)
-    process = FORKED.Process(target=die_at, args=(target, name, call, after, arguments))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    kill(lambda: written(*arguments), target, name, call, after)
     journal = tmp_path / "critiques.jsonl.unfinished/journal.jsonl"
     kept = len(list(jsonl.read(journal))) if journal.exists() else 0
     served.asked.clear()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import re
 import shutil
-import signal
 from collections import namedtuple
 
 import numpy as np
@@ -28,6 +26,7 @@ from mmrlhf.modules.towers import Tower
 from mmrlhf.queries import Media
 
 from .datamodules.made import packed_set, picture, ranked
+from .killing import kill
 from .modules.families import SUPPORTS, built, saved
 from .modules.queries import batch
 
@@ -203,30 +202,13 @@ def test_after_a_kill_anywhere_it_continues_to_the_same_bytes(
     assert not work.exists()
 
 
-def killed(shards, model, out):
-    """Make features until the third batch, as a process that is then gone."""
-    real, calls = door._states, []
-
-    def states(*args):
-        calls.append(1)
-        if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*args)
-
-    door._states = states
-    made(shards, model, out)
-
-
 @pytest.mark.parametrize(
     ("lost", "again"), [(0, 0), (1, 4), (3 * 16 * 32 * 4, 4), (4 * 16 * 32 * 4, 4), (8 * 16 * 32 * 4, 8)]
 )
 def test_after_a_killed_process_only_what_is_lost_is_done_again_in_the_same_batches(
     shards, model, whole, lost, again, tmp_path, monkeypatch
 ):
-    process = multiprocessing.get_context("fork").Process(target=killed, args=(shards, model, tmp_path / "f"))
-    process.start()
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
+    kill(lambda: made(shards, model, tmp_path / "f"), door, "_states", 3, after=False)
     states = tmp_path / "f.unfinished" / "states.bin"
     assert states.stat().st_size == 8 * 16 * 32 * 4
     os.truncate(states, states.stat().st_size - lost)

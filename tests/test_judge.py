@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import re
 import signal
@@ -28,6 +27,7 @@ from mmrlhf.provenance import model_digest, processor_digest
 from .chatserver import Served, said
 from .datamodules.made import picture
 from .evaluation.made import bench_row
+from .killing import FORKED, kill
 from .modules.families import saved
 from .test_endpoint import (
     CANARY,
@@ -35,7 +35,6 @@ from .test_endpoint import (
     quick,  # noqa: F401 - a fixture
 )
 
-FORKED = multiprocessing.get_context("fork")
 PAIR = re.compile(
     r"\[Response 1\]\n(.*)\n\[End of response 1\]\n\n\[Response 2\]\n(.*)\n\[End of response 2\]", re.DOTALL
 )
@@ -235,23 +234,6 @@ def test_what_a_checkpoint_says_is_read_and_what_is_cut_is_not(items, media, che
 # Kills --------------------------------------------------------------------------------------------------------
 
 
-def die_at(target, name, call, after, arguments):
-    """Judge, and be killed at some call of a function, before or after what it does."""
-    function, calls = getattr(target, name), []
-
-    def dying(*args, **options):
-        calls.append(name)
-        if len(calls) == call and not after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        found = function(*args, **options)
-        if len(calls) == call:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return found
-
-    setattr(target, name, dying)
-    written(*arguments)
-
-
 @pytest.mark.parametrize(
     ("target", "name", "call", "after"),
     [
@@ -266,10 +248,7 @@ def test_killed_anywhere_and_continued_the_file_has_the_same_bytes(
     target, name, call, after, whole, items, media, served, tmp_path
 ):
     arguments = (items, media, tmp_path, served)
-    process = FORKED.Process(target=die_at, args=(target, name, call, after, arguments))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    kill(lambda: written(*arguments), target, name, call, after)
     journal = tmp_path / "verdicts.jsonl.unfinished/journal.jsonl"
     kept = len(list(jsonl.read(journal))) if journal.exists() else 0
     served.asked.clear()

@@ -2,10 +2,7 @@
 
 import json
 import logging
-import multiprocessing
-import os
 import shutil
-import signal
 import time
 from contextlib import suppress
 
@@ -31,13 +28,13 @@ from mmrlhf.queries import Media
 from mmrlhf.score import score
 
 from .datamodules.made import packed_set, picture, ranked
+from .killing import FORKED, kill
 from .modules.families import saved
 
 FRAMES = 4
 LONG = "I think that there is a green ring on the left and a blue circle on the right, and that neither moves. " * 3
 PICTURE, PICTURES = [Media("image", "0.png")], [Media("image", "1.png"), Media("image", "2.png", 5)]
 FILM = [Media("video", "film")]
-FORKED = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -251,23 +248,6 @@ def test_no_memory_names_the_batch_and_the_cure(shards, reference, tmp_path, mon
 # Kills --------------------------------------------------------------------------------------------------------
 
 
-def die_at(target, name, call, after, arguments):
-    """Score, and be killed at some call of a function, before or after what it does."""
-    function, calls = getattr(target, name), []
-
-    def dying(*args, **options):
-        calls.append(name)
-        if len(calls) == call and not after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        found = function(*args, **options)
-        if len(calls) == call:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return found
-
-    setattr(target, name, dying)
-    written(*arguments, batch_tokens=1)
-
-
 @pytest.mark.parametrize(
     ("target", "name", "call", "after"),
     [
@@ -287,10 +267,7 @@ def die_at(target, name, call, after, arguments):
 def test_killed_anywhere_and_continued_the_file_has_the_same_bytes(
     target, name, call, after, whole, shards, reference, tmp_path, monkeypatch
 ):
-    process = FORKED.Process(target=die_at, args=(target, name, call, after, (shards, tmp_path, reference)))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    kill(lambda: written(shards, tmp_path, reference, batch_tokens=1), target, name, call, after)
     done = tmp_path / "scores.jsonl.unfinished/journal.jsonl"
     kept = list(jsonl.read(done)) if done.exists() else []
     computed = []
@@ -402,9 +379,7 @@ def test_a_file_of_another_model_or_of_other_data_or_settings_is_refused_with_wh
 
 
 def test_an_unfinished_file_of_something_else_is_refused_with_what_differs(shards, reference, tmp_path):
-    process = FORKED.Process(target=die_at, args=(jsonl.Journal, "append", 3, True, (shards, tmp_path, reference)))
-    process.start()
-    process.join()
+    kill(lambda: written(shards, tmp_path, reference, batch_tokens=1), jsonl.Journal, "append", 3, after=True)
     with pytest.raises(ValueError, match=r"holds scores with model '\w+' instead of '\w+'; give another --out"):
         written(shards, tmp_path, other_weights(reference, tmp_path))
     with pytest.raises(ValueError, match=r"holds scores with frames '4' instead of '2'"):

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import shutil
-import signal
 
 import pytest
 import torch
@@ -23,6 +22,7 @@ from mmrlhf.provenance import model_digest, processor_digest
 from mmrlhf.score import score
 
 from .datamodules.made import packed_set
+from .killing import kill
 from .modules.families import saved
 from .modules.test_reward import lively_head
 from .modules.test_scorer import made, ours
@@ -31,7 +31,7 @@ from .test_score import (
     media,  # noqa: F401 - a fixture
     one_thread,  # noqa: F401 - of this file too
 )
-from .test_score_reward import FAMILY, FORKED, JUDGING, SHORT, TEMPLATE, criticised, die, values, written
+from .test_score_reward import FAMILY, JUDGING, SHORT, TEMPLATE, criticised, values, written
 
 FOLDS = 3
 
@@ -194,10 +194,7 @@ def test_only_the_splits_that_are_asked_for_are_scored(whole, shards, judges, tm
 @pytest.mark.parametrize("call", [1, 9, 16])
 def test_killed_and_continued_the_file_has_the_same_bytes(call, whole, shards, judges, tmp_path, monkeypatch):
     options = {"batch_tokens": 1, "folds": True}
-    process = FORKED.Process(target=die, args=(shards, tmp_path, judges, call, options))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    kill(lambda: written(shards, tmp_path, judges, **options), jsonl.Journal, "append", call, after=True)
     journals = sorted((tmp_path / "rewards.jsonl.unfinished").glob("journal-*.jsonl"))
     assert sum(len(list(jsonl.read(path))) for path in journals) == call
     computed = []

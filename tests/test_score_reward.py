@@ -3,10 +3,7 @@
 import dataclasses
 import json
 import logging
-import multiprocessing
-import os
 import shutil
-import signal
 
 import pytest
 import torch
@@ -31,6 +28,7 @@ from mmrlhf.score import score
 from mmrlhf.videos import spread
 
 from .datamodules.made import packed_set
+from .killing import kill
 from .modules.families import saved
 from .modules.test_reward import lively_head
 from .modules.test_scorer import made, ours
@@ -45,7 +43,6 @@ FAMILY = "llava_onevision"
 TEMPLATE = Template("judge", "Judge it. Q: {question}\nA: {response}\nEvaluation:")
 JUDGING = Judging(TEMPLATE, FRAMES, ("helpfulness", "ethics"))
 SHORT = Saying(max_new_tokens=6)
-FORKED = multiprocessing.get_context("fork")
 TEXTS = ("critique", "reason")
 
 
@@ -405,29 +402,12 @@ def test_rewards_that_are_no_numbers_are_no_agreement(shards, reward, tmp_path, 
 # Kills --------------------------------------------------------------------------------------------------------
 
 
-def die(shards, folder, reward, call, options):
-    """Score, and be killed after some row of the journal."""
-    append, calls = jsonl.Journal.append, []
-
-    def dying(journal, row):
-        append(journal, row)
-        calls.append(row)
-        if len(calls) == call:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    jsonl.Journal.append = dying
-    written(shards, folder, reward, **options)
-
-
 @pytest.mark.parametrize(("call", "critique"), [(1, "given"), (8, "given"), (4, "generated")])
 def test_killed_and_continued_the_file_has_the_same_bytes(
     call, critique, whole, spoken, shards, reward, tmp_path, monkeypatch
 ):
     options = {"critique": critique, "batch_tokens": 1} | ({"saying": SHORT} if critique == "generated" else {})
-    process = FORKED.Process(target=die, args=(shards, tmp_path, reward, call, options))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    kill(lambda: written(shards, tmp_path, reward, **options), jsonl.Journal, "append", call, after=True)
     assert len(list(jsonl.read(tmp_path / "rewards.jsonl.unfinished/journal.jsonl"))) == call
     computed = []
     monkeypatch.setattr(scoring, "by_query", lambda *args, found=scoring.by_query: computed.append(1) or found(*args))

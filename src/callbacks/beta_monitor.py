@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..jsonl import replacing
+from .. import jsonl
 from ..reports import PairReport
 from .figures import Spread, draw_betas
 from .monitor import Monitor
@@ -221,6 +221,5 @@ class BetaMonitor(Monitor[PairReport, Tally]):
         for (delta, _), pairs in tally.cells.items():
             if delta is not None:
                 counted[delta] += pairs
-        with replacing(folder / MARGINS) as file:
-            rows = [f"{delta!r},{pairs}" for delta, pairs in sorted(counted.items())]
-            file.write("\n".join(["delta,pairs", *rows, ""]).encode())
+        rows = [f"{delta!r},{pairs}" for delta, pairs in sorted(counted.items())]
+        jsonl.replace(folder / MARGINS, "\n".join(["delta,pairs", *rows, ""]).encode())

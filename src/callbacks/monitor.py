@@ -127,6 +127,7 @@ class Monitor(Callback, ABC, Generic[R, T]):
         return total
 
     def _show(self, trainer: Trainer, tally: T) -> None:
+        # Only a logger that the user gives is one: to our own run, figures go from the folder when it ends.
         stores = [logger for logger in trainer.loggers if isinstance(logger, MLFlowLogger)]
         if not stores and self.folder is None:
             return

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import lightning
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..batches import PackedQueries
+from ..fields import at_least
 from ..fingerprint import Fingerprint, of_file
 from ..folds import Fold
 from ..queries import Split
@@ -66,10 +68,8 @@ def _paths(given: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:
 
 def _require_numbers(max_tokens: int, frames: int | None, bucket: int, workers: int, max_skipped: float) -> None:
     """Refuse a number that would fail late, or at every sample."""
-    least = {"max_tokens": (max_tokens, 1), "frames": (frames, 1), "bucket": (bucket, 0), "workers": (workers, 0)}
-    for name, (value, smallest) in least.items():
-        if value is not None and value < smallest:
-            raise ValueError(f"{name}: expected {smallest} or more, got {value}")
+    at_least(1, max_tokens=max_tokens, frames=frames)
+    at_least(0, bucket=bucket, workers=workers)
     if not 0 <= max_skipped <= 1:
         raise ValueError(f"max_skipped: expected 0 to 1, got {max_skipped}; 0.01 means one in a hundred")
 
@@ -283,6 +283,11 @@ class RankedDataModule(lightning.LightningDataModule):
         rows = self.rows(split)
         batches = EvalBatches(len(rows), self.micro_batch, *self._place())
         return DataLoader(rows, batch_sampler=batches, **self._options())
+
+    def batch(self, numbers: Iterable[int]) -> PackedQueries:
+        """These training queries as a micro-batch."""
+        rows, make = self.rows("train"), self._options()["collate_fn"]
+        return cast("PackedQueries", make([rows[number] for number in numbers]))
 
     def _options(self) -> dict[str, Any]:
         make = partial(collate, padding=self._reading.padding, layout=self.layout, pairs=self.terms.pairs)

@@ -85,8 +85,8 @@ def evaluate_rewards(
         jsonl.write(out / "outcomes.jsonl", grades_of(pairs_of(judged)))
         kept = {"made_from": made_from, "accounts": {one.stage: one.as_dict() for one in accounts}}
         write_json(out / "metrics.json", found.to_json() | kept)
-        _write(out / "critiques.html", page)
-        _write(out / "report.md", _report(scores.stem, found, accounts, made_from))
+        jsonl.replace(out / "critiques.html", page.encode())
+        jsonl.replace(out / "report.md", _report(scores.stem, found, accounts, made_from).encode())
         _draw(out / "figures", judged, scores.stem)
     log.info("%s: metrics.json, report.md, critiques.html and figures", out)
 
@@ -108,11 +108,6 @@ def _report(name: str, found: Agreement, accounts: Sequence[Ledger], made_from: 
     show(tables)
     told = [", ".join(f"{part} {value[:16]}" for part, value in made_from.items())] if made_from else []
     return markdown(tables, [*_NOTES, f"critiques.html: {RULE}"], [*map(str, accounts), *told], _TITLE)
-
-
-def _write(path: Path, page: str) -> None:
-    with jsonl.replacing(path) as file:
-        file.write(page.encode())
 
 
 def figures_of(judged: Sequence[Judged], title: str) -> dict[str, Figure]:

@@ -8,14 +8,10 @@ Every stage is a verb in a process of its own, as a user would run it; what is f
 from __future__ import annotations
 
 import logging
-import os
 import runpy
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +26,7 @@ from .. import jsonl
 from ..settings import alone, claim
 from .cells import tail
 from .collect import sweep_record
+from .launching import end_all, has_ended, started
 from .results import Results, collected
 from .running import follow
 from .wording import findings
@@ -39,7 +36,7 @@ _MARKER, _JOURNAL, _LOGS = "demo.json", "stages.jsonl", "logs"
 _RESAMPLES = 2000
 _QUESTIONS, _SIGHT, _TALK, _JUDGING, _ALIGNING = 1500, 220, 450, 150, 40
 """Less than elsewhere, so that all of it takes minutes: questions of the world, and steps of each training."""
-_POLL, _GRACE = 0.1, 10.0
+_POLL = 0.1
 
 
 class Stage(NamedTuple):
@@ -130,36 +127,20 @@ def _run(stage: Stage, out: Path, progress: Progress) -> None:
     began = time.monotonic()
     with record.open("ab") as file:
         start = file.tell()
-        process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", __name__, *stage.words],
-            cwd=out,
-            stdin=subprocess.PIPE,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
+        process = started([__name__, *stage.words], file, cwd=out)
         try:
-            while process.poll() is None:
+            while not has_ended(process):
                 time.sleep(_POLL)
                 share = min(0.95, (time.monotonic() - began) / stage.seconds)
                 progress.update(task, completed=before + share * stage.seconds)
         finally:
-            _end(process)
+            end_all([process])
     if process.returncode:
         said = tail(record, start) or "without a word"
         raise ValueError(
             f"{stage.name}: `mmrlhf {stage.words[0]}` ended with {process.returncode}: {said}; see {record}"
         )
     progress.update(task, completed=before + stage.seconds)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End what still runs: its group, and what cells it has started end with it."""
-    for sent in (signal.SIGINT, signal.SIGKILL):
-        if process.poll() is None:
-            os.killpg(process.pid, sent)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_GRACE)
 
 
 def _tell(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Cells as processes of this machine, a few at a time; none outlives the sweep."""
+"""Processes of this machine that do not outlive who started them; cells as such processes, a few at a time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from .cells import LOG
 from .running import FOLLOW
@@ -29,16 +30,18 @@ def run_local(folders: Sequence[Path], parallel: int) -> Iterator[Path]:
             for slot in set(range(parallel)) - set(running):
                 if waiting:
                     folder = waiting.popleft()
-                    running[slot] = folder, _started(folder, environment(slot, parallel, os.environ))
+                    words = [f"{__package__}.running", str(folder), FOLLOW]
+                    with (folder / LOG).open("ab") as file:
+                        running[slot] = folder, started(words, file, env=environment(slot, parallel, os.environ))
             time.sleep(_POLL)
             for slot, (folder, process) in list(running.items()):
-                if _has_ended(process):
+                if has_ended(process):
                     _kill(process, signal.SIGKILL)  # what it may have left behind in its group
                     process.wait()
                     del running[slot]
                     yield folder
     finally:
-        _end_all([process for _, process in running.values()])
+        end_all([process for _, process in running.values()])
 
 
 def environment(slot: int, parallel: int, known: Mapping[str, str]) -> dict[str, str]:
@@ -55,16 +58,25 @@ def environment(slot: int, parallel: int, known: Mapping[str, str]) -> dict[str,
     return told
 
 
-def _started(folder: Path, around: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """A cell in a process group of its own, which a pipe ties to this process: it closes however this one ends."""
-    words = [sys.executable, "-m", f"{__package__}.running", str(folder), FOLLOW]
-    with (folder / LOG).open("ab") as file:
-        return subprocess.Popen(  # noqa: S603 - our own module
-            words, stdin=subprocess.PIPE, stdout=file, stderr=file, env=dict(around), start_new_session=True
-        )
+def started(
+    words: Sequence[str], said: IO[bytes], *, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """A module of ours in a process group of its own; a pipe, which closes however this process ends, ties it to it.
+
+    It calls `running.follow`; `said` gets what it says.
+    """
+    return subprocess.Popen(  # noqa: S603 - our own module
+        [sys.executable, "-m", *words],
+        stdin=subprocess.PIPE,
+        stdout=said,
+        stderr=said,
+        env=env,
+        cwd=cwd,
+        start_new_session=True,
+    )
 
 
-def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+def has_ended(process: subprocess.Popen[bytes]) -> bool:
     """Whether a process has ended; it is not waited for yet, so that its number stays its own."""
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
@@ -76,12 +88,12 @@ def _kill(process: subprocess.Popen[bytes], sent: signal.Signals) -> None:
         return
 
 
-def _end_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Interrupt all, give them time to leave in order, then end them."""
+def end_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Interrupt all, give them time to leave in order, then end them, and what they left behind in their groups."""
     for process in processes:
         _kill(process, signal.SIGINT)
     until = time.monotonic() + _GRACE
-    while time.monotonic() < until and not all(map(_has_ended, processes)):
+    while time.monotonic() < until and not all(map(has_ended, processes)):
         time.sleep(_POLL)
     for process in processes:
         _kill(process, signal.SIGKILL)

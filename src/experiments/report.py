@@ -151,18 +151,18 @@ def _write(out: Path, found: Results, pictures: dict[str, Figure]) -> None:
     parts: list[Picture | Table] = []
     for name, figure in pictures.items():
         png = as_png(figure)
-        _replace(out / f"{name}.png", png)
+        jsonl.replace(out / f"{name}.png", png)
         parts.append(Picture(*_CAPTIONS[name], f"{name}.png", png, float(figure.get_figwidth())))
     first, *rest = tables(found)
     parts = [*parts[:1], first, *parts[1:], *rest]
     source = f"MLflow run {found.parent.run}; {found.chosen.ledger}"
     page = Report(f"Sweep {found.parent.name}", source, findings(found), parts, notes(found), found.parent.settings)
-    _replace(out / "report.html", as_html(page).encode())
-    _replace(out / "report.md", as_markdown(page).encode())
+    jsonl.replace(out / "report.html", as_html(page).encode())
+    jsonl.replace(out / "report.md", as_markdown(page).encode())
     frames = {"cells": found.cells, "runs": found.chosen.used, "excluded": found.chosen.excluded}
     frames |= {} if found.test is None else {"test": found.test}
     for name, frame in frames.items():
-        _replace(out / f"{name}.csv", frame.to_csv(index=False).encode())
+        jsonl.replace(out / f"{name}.csv", frame.to_csv(index=False).encode())
 
 
 def as_png(figure: Figure) -> bytes:
@@ -170,8 +170,3 @@ def as_png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, dpi=_DPI, format="png", metadata={"Software": None})
     return file.getvalue()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    with jsonl.replacing(path) as file:
-        file.write(content)

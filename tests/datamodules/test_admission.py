@@ -3,11 +3,9 @@
 import dataclasses
 import errno
 import logging
-import multiprocessing
 import os
 import pickle
 import shutil
-import signal
 import struct
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from mmrlhf.datamodules.scores import Scores
 from mmrlhf.datamodules.terms import EveryQuery, Terms
 from mmrlhf.fingerprint import of_text
 
+from ..killing import FORKED, kill
 from .made import packed_set, ranked, scores_file
 
 TERMS = Terms(max_tokens=30, too_long="drop_responses", pairs="all", ties_suffice=False)
@@ -418,18 +417,9 @@ def test_a_fault_without_a_code_is_an_invalid_record(folder):
 
 # Kills, races, and folders that cannot be written -----------------------------------------------------------
 
-FORKED = multiprocessing.get_context("fork")
-
 
 def test_a_kill_in_the_middle_leaves_nothing_that_is_taken_for_finished(folder):
-    def die(name):
-        if name == "three":
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    process = FORKED.Process(target=decided, args=(folder, Characters(die)))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    kill(lambda: decided(folder), Characters, "__call__", 7, after=False)
     assert [path.suffix for path in (folder / "admitted").iterdir()] == [".tmp"]
     encode = Characters()
     assert decided(folder, encode).n == 5

@@ -1,10 +1,10 @@
 """A demo that is killed once in every stage ends with the numbers of one that was left alone."""
 
 import json
-import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pandas as pd
 import pytest
@@ -15,9 +15,15 @@ pytestmark = pytest.mark.slow
 EFFORT = "0.03"
 
 
-def start(out):
+@contextmanager
+def started(out):
+    """The demo; it is killed at the end of the block, also where the test has failed in it."""
     command = [sys.executable, "-m", "mmrlhf", "demo", "--out", str(out), "--effort", EFFORT]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def done(out):
@@ -27,14 +33,12 @@ def done(out):
 
 def killed_in(out, name, after):
     """Start the demo, and kill it so many seconds after the stage has begun to speak."""
-    process = start(out)
     log = out / "logs" / f"{name.replace(' ', '-')}.log"
-    while not log.exists():
-        assert process.poll() is None, f"ended before {name}"
-        time.sleep(0.02)
-    time.sleep(after)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with started(out) as process:
+        while not log.exists():
+            assert process.poll() is None, f"ended before {name}"
+            time.sleep(0.02)
+        time.sleep(after)
     time.sleep(0.5)  # for what it had started
 
 
@@ -50,8 +54,9 @@ def test_a_demo_killed_in_every_stage_ends_with_the_same_numbers(tmp_path):
     for place, name in enumerate(names):
         killed_in(tmp_path / "killed", name, 1.0 + place % 3)
         hit += name not in done(tmp_path / "killed")
-    assert start(tmp_path / "killed").wait() == 0
-    assert start(tmp_path / "whole").wait() == 0
+    for folder in ("killed", "whole"):
+        with started(tmp_path / folder) as process:
+            assert process.wait() == 0
     assert done(tmp_path / "killed") == done(tmp_path / "whole") == names
     pd.testing.assert_frame_equal(numbers(tmp_path / "killed"), numbers(tmp_path / "whole"))
     for pattern in ("rewards.jsonl", "reference.jsonl", "*/*/*.safetensors", "sweep/cells/*/run/model/*.safetensors"):
