@@ -1,4 +1,4 @@
-"""A check of the first backward pass: what is to learn has a gradient, and what is frozen has none."""
+"""A check of the first step: what is to learn has a gradient, and what is frozen has none."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
+    from torch.optim import Optimizer
 
 _NAMED = 3  # parameters in a message
 
@@ -24,10 +25,11 @@ class HasParts(Protocol):
 
 
 class GradientCheck(Callback):
-    """After the first micro-batch, make an error of trainable parameters without a gradient and frozen ones with.
+    """Before the first step, make an error of trainable parameters without a gradient and frozen ones with.
 
-    Both train in silence otherwise: the one not at all, the other for nothing. A part of the model that a batch with
+    Both train in silence otherwise: the one not at all, the other for nothing. A part of the model that a step with
     media leaves without any gradient (`parts()` of the module tells them) is an error too: zeros are no learning.
+    Gradients are looked at where a step is due: a strategy may keep those of its micro-batches elsewhere until then.
     """
 
     def __init__(self) -> None:
@@ -39,12 +41,13 @@ class GradientCheck(Callback):
         self._due = self._parts_due = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
-        """See whether the batch has media."""
-        self._media = bool(getattr(getattr(batch, "rows", None), "features", None))
+        """See whether a batch of the step has media."""
+        self._media |= bool(getattr(getattr(batch, "rows", None), "features", None))
 
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check once; the parts at the first batch with media."""
-        if self._parts_due and self._media and isinstance(pl_module, HasParts):
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Check once; the parts at the first step with media."""
+        media, self._media = self._media, False
+        if self._parts_due and media and isinstance(pl_module, HasParts):
             self._parts_due = False
             _require_learning(pl_module)
         if not self._due:
@@ -54,14 +57,14 @@ class GradientCheck(Callback):
         still = [name for name, parameter in named if parameter.requires_grad and parameter.grad is None]
         if still:
             raise ValueError(
-                f"first backward: expected a gradient for every trainable parameter, got none for {_some(still)}; "
+                f"first step: expected a gradient for every trainable parameter, got none for {_some(still)}; "
                 "freeze what the loss does not depend on (`freeze`), or let every batch pass through it (a batch "
                 "without media leaves out the vision path)"
             )
         moved = [name for name, parameter in named if not parameter.requires_grad and parameter.grad is not None]
         if moved:
             raise ValueError(
-                f"first backward: expected no gradient for frozen parameters, got one for {_some(moved)}; freeze "
+                f"first step: expected no gradient for frozen parameters, got one for {_some(moved)}; freeze "
                 "before training starts, and clear what an earlier backward left (`zero_grad`)"
             )
 
@@ -72,8 +75,8 @@ def _require_learning(module: HasParts) -> None:
         held = len(gradients) < len(weights) or any(gradient.numel() for gradient in gradients)
         if held and not any(bool(gradient.any()) for gradient in gradients):
             raise ValueError(
-                f"first backward: expected a gradient that is not zero somewhere in the {part}, which is trained, from "
-                f"a batch with media, got none; freeze it (`freeze.{part}`), or find what detaches it"
+                f"first step: expected a gradient that is not zero somewhere in the {part}, which is trained, from "
+                f"batches with media, got none; freeze it (`freeze.{part}`), or find what detaches it"
             )
 
 

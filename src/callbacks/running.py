@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import lightning
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, RichProgressBar
 
 from ..preemption import Preempted, heard, listening
+from ..ranks import micro_batches
 from .compute import ComputeLedger
 from .consumption import ConsumptionGuard
 from .gradients import GradientCheck
@@ -101,19 +103,19 @@ def watched(
     # Where Lightning looks for checkpoints of its own, which a job of SLURM would go on from.
     options["default_root_dir"] = options["default_root_dir"] or run.out
     fixed = {"use_distributed_sampler": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
-    return lightning.Trainer(**options | fixed | {"callbacks": callbacks})
+    try:
+        return lightning.Trainer(**options | fixed | {"callbacks": callbacks})
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer: {error}; see configs/trainer for options that go together") from error
 
 
-def planned(trainer: lightning.Trainer, data: Batches) -> int:
-    """Tell the trainer how many micro-batches of a rank make a step, and return the number of its steps."""
-    at_once = data.micro_batch * trainer.world_size
-    if data.global_batch % at_once:
-        raise ValueError(
-            f"data.global_batch: expected a multiple of micro_batch x ranks = {data.micro_batch} x "
-            f"{trainer.world_size}, got {data.global_batch}; choose one, such as "
-            f"{max(1, round(data.global_batch / at_once)) * at_once}"
-        )
-    trainer.accumulate_grad_batches = data.global_batch // at_once
+def planned(trainer: lightning.Trainer, data: Batches, ranks: int | None = None) -> int:
+    """Tell the trainer how many micro-batches of a rank make a step, and return the number of its steps.
+
+    `ranks`: those of another trainer, for which this one plans.
+    """
+    ranks = trainer.world_size if ranks is None else ranks
+    trainer.accumulate_grad_batches = micro_batches(data.global_batch, data.micro_batch, ranks)
     whole = max(1, int(data.steps_per_pass)) * trainer.accumulate_grad_batches
     return planned_steps(trainer, limited(trainer, whole))
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from ..ranks import Layout
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -51,10 +55,7 @@ class Sharded(ModelParallelStrategy):
     def setup_environment(self) -> None:
         """Arrange the ranks, and tell the module how it is sharded."""
         ranks = self.num_nodes * self.num_processes
-        if ranks % self.replicas:
-            raise ValueError(
-                f"strategy.replicas: expected a divisor of {ranks} ranks, got {self.replicas}; take the number of nodes"
-            )
+        Layout(ranks, "sharded", self.replicas)  # refuses replicas that do not divide them
         # Lightning's names for the two sides of its mesh; nothing else is made of them.
         self._data_parallel_size, self._tensor_parallel_size = self.replicas, ranks // self.replicas
         super().setup_environment()
@@ -85,6 +86,17 @@ class Sharded(ModelParallelStrategy):
         if self.cpu_offload:
             options["offload_policy"] = CPUOffloadPolicy(pin_memory=self.root_device.type == "cuda")
         fully_shard(module, **options)
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """While micro-batches of a step are summed up, groups keep their sums to themselves, until the last one."""
+        assert self.model is not None
+        parts = [part for part in self.model.modules() if isinstance(part, FSDPModule)] if self.replicas > 1 else []
+        for part in parts:
+            part.set_requires_all_reduce(False, recurse=False)
+        yield
+        for part in parts:
+            part.set_requires_all_reduce(True, recurse=False)
 
     def model_to_device(self) -> None:
         """All to its device, but for weights that live in the memory of the host."""

@@ -1,47 +1,31 @@
-"""What a training will need of each GPU, from shapes alone, and which layouts of ranks cannot work at all.
+"""What a training will need of each GPU, from shapes alone.
 
 Bytes of weights, gradients and optimiser states are counted; those of activations follow from what the layers of a
-decoder keep for their backward pass. Nothing is read but the shapes of a backbone, so it may be built without weights.
+decoder keep for their backward pass. Four moments of a step may be the highest: the end of the forward pass, the
+beginning and the end of the backward pass, and the optimiser's step. Nothing is read but the shapes of a backbone, so
+it may be built without weights.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from torch.nn import Parameter
 
+    from ..ranks import Layout
     from .backbone import Backbone
 
-Ways = Literal["one", "ddp", "sharded"]
 _GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How ranks divide the work.
-
-    Args:
-        ranks: Processes in all, each with a device.
-        way: One process; a copy of everything per rank; or a part of everything per rank.
-        replicas: Groups of ranks each of which holds everything together.
-        mixed: Whether it is computed in bfloat16.
-        offload: Whether weights and optimiser states lie in the memory of the host.
-    """
-
-    ranks: int = 1
-    way: Ways = "one"
-    replicas: int = 1
-    mixed: bool = False
-    offload: bool = False
-
-    @property
-    def shards(self) -> int:
-        """Among how many ranks weights are divided."""
-        return self.ranks // self.replicas if self.way == "sharded" else 1
+_MOMENTS = {
+    "forward": "at the end of the forward pass",
+    "backward": "at the beginning of the backward pass",
+    "end": "at the end of the backward pass",
+    "step": "in the optimiser's step",
+}
 
 
 @dataclass(frozen=True)
@@ -69,30 +53,9 @@ class Batches:
     again: bool = False
 
 
-def require_possible(layout: Layout, batches: Batches, accelerator: Literal["cpu", "gpu"], gpus: int) -> None:
-    """Refuse what cannot work, before a weight is read; `gpus` are those of this machine."""
-    at_once = batches.micro_batch * layout.ranks
-    if layout.way == "one" and layout.ranks > 1:
-        raise ValueError(f"trainer.strategy: expected ddp or sharded for {layout.ranks} ranks, got none; see configs")
-    if batches.global_batch % at_once:
-        raise ValueError(
-            f"data.global_batch: expected a multiple of micro_batch x ranks = {batches.micro_batch} x {layout.ranks}, "
-            f"got {batches.global_batch}; choose one, such as {max(1, round(batches.global_batch / at_once)) * at_once}"
-        )
-    if layout.replicas < 1 or layout.ranks % layout.replicas:
-        raise ValueError(
-            f"strategy.replicas: expected a divisor of {layout.ranks} ranks, got {layout.replicas}; take the number of "
-            "nodes, or 1"
-        )
-    if layout.replicas > 1 and layout.way != "sharded":
-        raise ValueError(f"strategy.replicas: expected 1 without shards, got {layout.replicas}; leave it off")
-    if accelerator == "gpu" and not gpus:
-        raise ValueError("trainer.accelerator: expected a GPU, found none that torch can use; say cpu, or mend it")
-
-
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes on each device at the highest point, and what is trained on."""
+    """Bytes on each device, and what is trained on."""
 
     layout: Layout
     batches: Batches
@@ -102,18 +65,41 @@ class Estimate:
     gradients: float
     optimiser: float
     gathered: float
-    """Whole weights and gradients of what is computed at the moment, or copies of weights in bfloat16."""
+    """Whole weights of what is computed at the moment, or copies of weights in bfloat16."""
     activations: float
+    """What is kept to the end of the forward pass."""
     logits: float
+    """A chunk of them, with what makes them."""
+    beginning: float
+    """What the backward pass makes first: gradients of logits, of the head, and of the last layer."""
+    ending: float
+    """What it makes last, when activations are gone: gradients of all that is in no layer, on their way."""
     stepping: float
-    """What AdamW makes for itself during a step, when activations are gone."""
+    """What AdamW makes for itself during a step."""
+
+    @property
+    def moments(self) -> dict[str, float]:
+        """Bytes on each GPU at the moments that may be the highest, by their names."""
+        gradients = 0.0 if self.layout.offload else self.gradients
+        kept = 0.0 if self.layout.offload else self.weights + self.optimiser
+        held = kept + self.gathered + self.activations
+        # Lightning forgets the last step's gradients between forward and backward; what DDP sends them from stays.
+        stays = gradients if self.layout.way == "ddp" or self._accumulated else 0.0
+        return {
+            "forward": held + gradients + self.logits,
+            "backward": held + stays + self.beginning,
+            "end": kept + gradients + self.ending,
+            "step": kept + gradients + (0.0 if self.layout.offload else self.stepping),
+        }
 
     @property
     def device(self) -> float:
-        """On each GPU."""
-        kept = 0.0 if self.layout.offload else self.weights + self.gradients + self.optimiser
-        stepping = 0.0 if self.layout.offload else self.stepping
-        return kept + max(self.gathered + self.activations + self.logits, stepping)
+        """On each GPU, at the highest."""
+        return max(self.moments.values())
+
+    @property
+    def _accumulated(self) -> bool:
+        return self.batches.global_batch > self.batches.micro_batch * self.layout.ranks
 
     def require_fits(self, capacity: int, usable: float = 0.92) -> None:
         """Refuse what needs more than this part of a device's memory; the rest goes to kernels and to gaps."""
@@ -133,12 +119,14 @@ class Estimate:
         memory = [(name, f"{getattr(self, part) / _GIB:.2f} GiB") for name, part in zip(names, parts, strict=True)]
         at_once = self.batches.micro_batch * self.layout.ranks
         queries = self.batches.steps * self.batches.global_batch
+        highest = max(self.moments, key=lambda name: self.moments[name])
         return [
             ("ranks", f"{self.layout.ranks}, {self.layout.way}"),
             ("shards", f"{self.layout.shards} in {self.layout.replicas} replicas"),
             ("parameters", f"{self.parameters:,}, of which {self.trained:,} are trained"),
             *memory,
             ("per GPU", f"{self.device / _GIB:.2f} GiB"),
+            ("highest", _MOMENTS[highest]),
             ("steps", f"{self.batches.steps:,} of {self.batches.global_batch // at_once} micro-batches per rank"),
             ("tokens", f"{queries * self.batches.mean_tokens:,.0f}"),
         ]
@@ -147,8 +135,14 @@ class Estimate:
 def estimate(body: Backbone, layout: Layout, batches: Batches) -> Estimate:
     """What the training of a backbone needs, by its shapes."""
     every = list(body.parameters())
-    learning = [weight for weight in every if weight.requires_grad]
+    learning = _learning(every)
     number = 2 if layout.mixed else 4
+    whole = _Whole.of(body, layout, number)
+    activations, again = _activations(body, layout, batches, number)
+    rows = min(batches.chunk, batches.tokens) * body.head.weight.shape[0]
+    copy = 0.0 if layout.way == "sharded" else _bytes(_coarser([body.head.weight], number), number)
+    wide = 4 if _learning([body.head.weight]) and copy else 0  # the gradient of a weight in float32 takes them so
+    logits = rows * (4 if number == 4 else 6) + copy
     return Estimate(
         layout=layout,
         batches=batches,
@@ -157,9 +151,11 @@ def estimate(body: Backbone, layout: Layout, batches: Batches) -> Estimate:
         weights=_bytes(every) / layout.shards,
         gradients=_bytes(learning) / layout.shards,
         optimiser=2 * _bytes(learning) / layout.shards,
-        gathered=_gathered(body, layout, number),
-        activations=_activations(body, layout, batches, number),
-        logits=_logits(body, batches, number),
+        gathered=whole.gathered,
+        activations=activations,
+        logits=logits,
+        beginning=logits + rows * wide + whole.beginning + again,
+        ending=whole.ending,
         stepping=_bytes(learning) / layout.shards,
     )
 
@@ -168,31 +164,66 @@ def _bytes(weights: Iterable[Parameter], number: int | None = None) -> float:
     return float(sum(weight.numel() * (number or weight.itemsize) for weight in weights))
 
 
-def _gathered(body: Backbone, layout: Layout, number: int) -> float:
-    """What is whole for a while: two layers, one of them ahead, and all that is in no layer, with their gradients."""
-    if layout.way != "sharded":
-        matrices = (weight for weight in body.parameters() if weight.ndim >= 2 and weight.itemsize > number)
-        return _bytes(matrices, number)  # autocast keeps its copies from forward to backward
+def _learning(weights: Iterable[Parameter]) -> list[Parameter]:
+    return [weight for weight in weights if weight.requires_grad]
+
+
+def _coarser(weights: Iterable[Parameter], number: int) -> list[Parameter]:
+    """The matrices that autocast makes copies of."""
+    return [weight for weight in weights if weight.ndim >= 2 and weight.itemsize > number]
+
+
+class _Whole(NamedTuple):
+    """What is whole for a while, besides what a rank keeps: weights, and gradients at both ends of the way back."""
+
+    gathered: float
+    beginning: float
+    ending: float
+
+    @staticmethod
+    def of(body: Backbone, layout: Layout, number: int) -> _Whole:
+        """By the layout."""
+        return _of_shards(body, number) if layout.way == "sharded" else _of_copies(body, number)
+
+
+def _of_copies(body: Backbone, number: int) -> _Whole:
+    """Copies in bfloat16 that layers keep for their backward pass; Lightning lets autocast keep no others."""
     layers = [*body.layers(body.decoder), *body.layers(body.tower)]
+    kept = [_coarser(layer.parameters(), number) for layer in layers if _learning(layer.parameters())]
+    again = getattr(body.decoder, "is_gradient_checkpointing", False)
+    copies = max(map(_bytes, kept), default=0.0) if again else sum(map(_bytes, kept))
+    embedding = body.whole.get_input_embeddings().weight
+    return _Whole(copies * number / 4, _bytes(_learning([body.head.weight])), _bytes(_learning([embedding])))
+
+
+def _of_shards(body: Backbone, number: int) -> _Whole:
+    """Two layers, one of them ahead, and all that is in no layer; gradients are sent in float32."""
+    layers = [*body.layers(body.decoder), *body.read_layers]
     in_layers = {id(weight) for layer in layers for weight in layer.parameters()}
     apart = [weight for weight in body.parameters() if id(weight) not in in_layers]
     largest = max((list(layer.parameters()) for layer in layers), key=_bytes)
-    sent = [_bytes([weight for weight in part if weight.requires_grad], 4) for part in (apart, largest)]
-    grown = [_bytes([weight for weight in part if weight.requires_grad], number) for part in (apart, largest)]
-    return _bytes(apart, number) + 2 * _bytes(largest, number) + sum(grown) + max(sent)
+    sent = number + 4
+    head = _bytes(_learning([body.head.weight]), number)
+    return _Whole(
+        gathered=_bytes(apart, number) + 2 * _bytes(largest, number),
+        beginning=head + _bytes(_learning(largest), sent),
+        ending=_bytes(apart, number) + _bytes(_learning(apart), sent),
+    )
 
 
-def _activations(body: Backbone, layout: Layout, batches: Batches, number: int) -> float:
-    """What the layers keep or, where it is computed again, their inputs, and one layer at a time."""
+def _activations(body: Backbone, layout: Layout, batches: Batches, number: int) -> tuple[float, float]:
+    """What is kept to the end of the forward pass, and what is computed again at the beginning of the backward pass."""
     text, vision = body.config.get_text_config(), body.config.vision_config
-    states = 4 if layout.way != "sharded" else number  # autocast adds in float32 where weights are
+    # What goes from layer to layer has the type of the embeddings, as they are or as they are gathered.
+    stored = body.whole.get_input_embeddings().weight.itemsize
+    states = min(stored, number) if layout.way == "sharded" else stored
     of_text = batches.tokens * _kept_per_token(text, states, number)
     inputs = batches.tokens * text.hidden_size * states
     layers = text.num_hidden_layers
-    decoder: float = layers * inputs + of_text if batches.again else layers * of_text
+    decoder = float(layers * (inputs if batches.again else of_text))
     of_tower = batches.patches * _kept_per_token(vision, states, number)
     learning = any(weight.requires_grad for _, weight in body.part("vision"))
-    return decoder + of_tower * (len(body.layers(body.tower)) if learning else 1)
+    return decoder + of_tower * (len(body.layers(body.tower)) if learning else 1), of_text if batches.again else 0.0
 
 
 def _kept_per_token(config: Any, states: int, number: int) -> float:  # noqa: ANN401
@@ -210,9 +241,3 @@ def _kept_per_token(config: Any, states: int, number: int) -> float:  # noqa: AN
     norms = 2 * (8 + number) * width
     attention = number * (4 * queries + 4 * keys) + 4 * heads
     return float(norms + attention + number * 4 * inner + 2 * states * width)
-
-
-def _logits(body: Backbone, batches: Batches, number: int) -> float:
-    """A chunk of logits as they are computed, in float32, and as the gradient has them."""
-    rows = min(batches.chunk, batches.tokens)
-    return float(rows * body.head.weight.shape[0] * (4 + 2 * number))

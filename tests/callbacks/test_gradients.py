@@ -1,4 +1,4 @@
-"""Whatever learns nothing, or learns what it should not, is an error at the first backward pass."""
+"""Whatever learns nothing, or learns what it should not, is an error before the first step."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def test_a_sound_model_trains(accumulation):
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_what_is_trainable_and_unused_is_named_at_the_first_micro_batch(accumulation):
+def test_what_is_trainable_and_unused_is_named_before_the_first_step(accumulation):
     model = Parts(unused=5)
     message = r"got none for unused.0.weight, unused.1.weight, unused.2.weight and 2 more; freeze"
     with pytest.raises(ValueError, match=message):
         fit(model, GradientCheck(), accumulate_grad_batches=accumulation)
-    assert model.steps == 1
+    assert model.steps == accumulation
 
 
 def test_a_frozen_parameter_with_a_gradient_is_named():

@@ -11,8 +11,9 @@ import transformers as hf
 from mmrlhf.modules.attention import shared_prefixes
 from mmrlhf.modules.backbone import backbone_of
 from mmrlhf.modules.loading import Freeze, frozen
-from mmrlhf.modules.memory import Batches, Estimate, Layout, estimate, require_possible
+from mmrlhf.modules.memory import Batches, Estimate, estimate
 from mmrlhf.modules.packed import _read
+from mmrlhf.ranks import Layout
 
 from .families import BUILD
 
@@ -148,25 +149,3 @@ def test_every_family_is_estimated(family):
     backbone = backbone_of(BUILD[family]()[0])
     found = estimate(backbone, Layout(), dataclasses.replace(BATCHES, patches=64))
     assert found.activations > estimate(backbone, Layout(), BATCHES).activations > 0
-
-
-@pytest.mark.parametrize(
-    ("layout", "batches", "message"),
-    [
-        (Layout(ranks=2), {}, "trainer.strategy: expected ddp or sharded for 2 ranks"),
-        (Layout(3, "ddp"), {}, r"a multiple of micro_batch x ranks = 1 x 3, got 16; choose one, such as 15"),
-        (Layout(2, "ddp"), {"micro_batch": 16}, "= 16 x 2, got 16; choose one, such as 32"),
-        (Layout(4, "sharded", replicas=3), {}, r"a divisor of 4 ranks, got 3"),
-        (Layout(4, "ddp", replicas=2), {}, "expected 1 without shards"),
-    ],
-)
-def test_layouts_that_cannot_work_are_refused(layout, batches, message):
-    with pytest.raises(ValueError, match=message):
-        require_possible(layout, dataclasses.replace(BATCHES, **batches), "cpu", 0)
-
-
-def test_a_gpu_must_be_there():
-    with pytest.raises(ValueError, match="found none that torch can use"):
-        require_possible(Layout(), BATCHES, "gpu", 0)
-    require_possible(Layout(), BATCHES, "gpu", 1)
-    require_possible(Layout(4, "sharded", replicas=2), BATCHES, "cpu", 0)

@@ -143,12 +143,20 @@ def test_every_family_can_be_sharded(folder, family):
 
 
 @slow
-@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
-def test_micro_batches_can_be_accumulated_on_ranks(folder, strategy):
-    one, several, distance = compared(folder, NAME, strategy, 2, alone={"kind": "dpo"}, kind="dpo", accumulated=2)
+@pytest.mark.parametrize("tower", [False, True])
+@pytest.mark.parametrize("strategy", ["ddp", "sharded", "sharded:2"])
+def test_micro_batches_can_be_accumulated_on_ranks(folder, strategy, tower):
+    alone = {"kind": "dpo", "tower": tower}
+    one, several, distance = compared(folder, NAME, strategy, 2, alone=alone, **alone, accumulated=2)
     pairs = zip(several["losses"][::2], several["losses"][1::2], strict=True)
     assert [sum(pair) for pair in pairs] == pytest.approx(one["losses"], rel=1e-5)
     assert distance < 1e-3
+
+
+@slow
+def test_groups_of_ranks_sum_their_gradients_once_a_step(folder):
+    one, two = (trained(folder, NAME, "sharded:2", 2, kind="dpo", accumulated=each)[0]["summed"] for each in (1, 2))
+    assert one == two > training.STEPS
 
 
 @slow

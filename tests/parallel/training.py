@@ -10,10 +10,12 @@ import dataclasses
 import json
 import sys
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 
 from mmrlhf.callbacks.gradients import GradientCheck
@@ -164,7 +166,8 @@ def train(folder, checkpoint, family, precision="32-true", clip=0.5, accumulated
     options = {"precision": precision, "gradient_clip_val": clip, "accumulate_grad_batches": accumulated}
     trainer = trainer_of(**machine or {"strategy": "one"}, **options, callbacks=[GradientCheck(), notes])
     batches = Batches(family, told["kind"], accumulated)
-    trainer.fit(module, datamodule=batches)
+    with counted_sums() as summed:
+        trainer.fit(module, datamodule=batches)
     trainer.validate(module, datamodule=batches, verbose=False)  # which leaves weights as they are computed with
     together = trainer.optimizers[0].defaults["foreach"]  # on a GPU, the others are by themselves
     assert together is (True if hasattr(trainer.strategy, "replicas") else None)
@@ -172,8 +175,25 @@ def train(folder, checkpoint, family, precision="32-true", clip=0.5, accumulated
     if trainer.is_global_zero:
         trained = {name: weight.detach().clone() for name, weight in whole.named_parameters() if weight.requires_grad}
         torch.save(trained, folder / "weights.pt")
-        found = {"losses": notes.losses, "validated": notes.validated, "held": held(module)}
+        found = {"losses": notes.losses, "validated": notes.validated, "held": held(module), "summed": len(summed)}
         (folder / "notes.json").write_text(json.dumps(found | {"world": trainer.world_size}))
+
+
+@contextmanager
+def counted_sums():
+    """The sizes of what is summed over ranks as a whole, but for single numbers."""
+    sizes, original = [], dist.all_reduce
+
+    def counting(values, *told, **more):
+        if values.numel() > 1:
+            sizes.append(values.numel())
+        return original(values, *told, **more)
+
+    dist.all_reduce = counting
+    try:
+        yield sizes
+    finally:
+        dist.all_reduce = original
 
 
 def held(module):
