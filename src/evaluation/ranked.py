@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _DPI = 110
+_OUTCOMES = "outcomes/rewards.jsonl"
 _TITLE = "Rewards against people's rankings"
 _NOTES = """\
 A pair is right if the response that people prefer has strictly the larger reward; a tie is wrong. ACC counts pairs, \
@@ -61,7 +62,7 @@ def evaluate_rewards(
     Args:
         ranked: Ranked queries, one JSON object a line.
         scores: File of rewards, a row per response.
-        out: Folder for metrics.json, report.md, outcomes.jsonl, critiques.html and figures; created when missing.
+        out: Folder for metrics.json, report.md, outcomes, critiques.html and figures; created when missing.
         split: Only queries of this split; default: all.
         media: Folder of the media, for small pictures beside the examples; default: they are named alone.
         examples: How many queries critiques.html shows side by side.
@@ -82,9 +83,12 @@ def evaluate_rewards(
     page = critiques_page((example_of(one, media) for one in choose(judged, examples, seed)), scores.stem, RULE)
     with alone(out):
         claim(out, MARKER, settings, "an evaluation of rewards")
-        jsonl.write(out / "outcomes.jsonl", grades_of(pairs_of(judged)))
-        kept = {"made_from": made_from, "accounts": {one.stage: one.as_dict() for one in accounts}}
-        write_json(out / "metrics.json", found.to_json() | kept)
+        (out / _OUTCOMES).parent.mkdir(exist_ok=True)
+        jsonl.write(out / _OUTCOMES, grades_of(pairs_of(judged)))
+        line = found.accuracy.overall
+        kept: dict[str, Any] = {"rewards": {"acc": line.acc.value, "acc_plus": line.acc_plus.value}}
+        kept |= {"made_from": made_from, "accounts": {one.stage: one.as_dict() for one in accounts}}
+        write_json(out / "metrics.json", kept | found.to_json())
         jsonl.replace(out / "critiques.html", page.encode())
         jsonl.replace(out / "report.md", _report(scores.stem, found, accounts, made_from).encode())
         _draw(out / "figures", judged, scores.stem)

@@ -17,7 +17,7 @@ PROGRAM = "mmrlhf"
 FRACTION = "trainer.limit_train_batches"
 """Of one pass over the data, in the seeded order of the training: another seed sees another part of the queries."""
 _OURS = ("run.out", "run.seed", "run.name", "run.parent", "run.tracking", "run.experiment")
-_PLACES = ("model", "run", "split", "out", "seed", "name")
+_PLACES = ("model", "run", "split", "out", "before", "seed", "name")
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,13 @@ class Design:
             if unknown := places - set(_PLACES):
                 known = ", ".join(f"{{{place}}}" for place in _PLACES)
                 raise ValueError(f"evaluate.{number}: expected {known}, got {{{min(unknown)}}}")
-            needed = {"out"} | ({"split"} if self.test_split else set())
-            if not needed <= places or not places & {"model", "run"}:
+            if "out" not in places or not places & ({"model", "run"} if number == 0 else {"model", "run", "before"}):
                 raise ValueError(
-                    f"evaluate.{number}: expected {{out}}, {{model}} or {{run}}, and {{split}} where there is a "
-                    f"test_split, got {' '.join(words)!r}"
+                    f"evaluate.{number}: expected {{out}}, and {{model}}, {{run}} or, of a command behind another, "
+                    f"{{before}}, got {' '.join(words)!r}"
                 )
+        if self.test_split and not any("{split}" in word for words in self.evaluate for word in words):
+            raise ValueError("evaluate: expected {split} in a command, as there is a test_split; say which is asked")
 
     def claimed(self) -> dict[str, Any]:
         """What may not change once the sweep has begun."""
@@ -194,6 +195,7 @@ class Design:
 
         def filled(number: int, word: str) -> str:
             places = known | {"out": str(folder / EVALUATION / str(number))}
+            places["before"] = str(folder / EVALUATION / str(number - 1))
             return re.sub(r"\{(\w+)\}", lambda found: places[found[1]], word)
 
         return tuple(tuple(filled(number, word) for word in words) for number, words in enumerate(self.evaluate))

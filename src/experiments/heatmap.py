@@ -146,7 +146,7 @@ def _words(cell: pd.Series, percent: bool) -> list[tuple[str, float, float, str]
     known = pd.notna(cell["low"])
     span = f"{number(cell['low'], percent)}\N{EN DASH}{number(cell['high'], percent)}" if known else ""
     lines = [word for word in (span, told, "baseline" if cell["verdict"] == "baseline" else "") if word]
-    top, apart = 0.11 * len(lines), 0.22 if len(lines) < 3 else 0.2
+    top, apart = (0.11 * len(lines), 0.22) if len(lines) < 3 else (0.28, 0.18)
     return [(mean, top, 13, "bold"), *((line, top - 0.04 - apart * n, 9, "normal") for n, line in enumerate(lines, 1))]
 
 

@@ -60,8 +60,9 @@ def sweep(
     Args:
         train: The trainer, its config, and what all cells override.
         axes: Values of each option, by its dotted name.
-        evaluate: Commands that evaluate a trained cell; each writes metrics.json into {out}. Also {model}, {run},
-            {split}, {seed} and {name} are filled in.
+        evaluate: Commands that evaluate a trained cell, one after another; metrics are read from metrics.json in
+            the {out} of each. Also {model}, {run}, {split}, {seed}, {name} and {before}, the {out} of the command
+            before, are filled in.
         metric: What cells are compared by, a name in metrics.json with slashes.
         out: Folder of the sweep.
         seeds: How many, or which.

@@ -78,7 +78,7 @@ def test_numbers_figures_and_examples_come_of_one_call(files, tmp_path, capsys):
 def test_the_outcomes_alone_give_the_accuracy_again(files, tmp_path):
     ranked, scores, rows = files
     metrics = run(ranked, scores, tmp_path / "out")
-    grades = list(jsonl.read(tmp_path / "out" / "outcomes.jsonl", Grade.from_json))
+    grades = list(jsonl.read(tmp_path / "out" / "outcomes" / "rewards.jsonl", Grade.from_json))
     assert sum(grade.correct for grade in grades) == metrics["accuracy"]["overall"]["right"]
     reward = {(row["id"], row["response"]): row["reward"] for row in rows}
     for grade in grades:

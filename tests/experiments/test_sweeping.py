@@ -49,6 +49,19 @@ def test_the_log_of_a_cell_has_the_words_of_its_commands(finished):
     assert "learning rate xxx" in log
 
 
+def test_an_evaluation_may_take_two_commands_of_which_the_second_reads_what_the_first_wrote(home):
+    first = ["copy", "--model", "{model}", "--out", "{out}"]
+    home.sweep(evaluate=[first, ["evaluate", "--model", "{before}", "--split", "{split}", "--out", "{out}"]])
+    assert home.account("x2-seed0").metrics == {"world/true": 2.0, "world/n": 2.0}
+    assert (home.out / "cells" / "x2-seed0" / "evaluation" / "1" / "outcomes" / "world.jsonl").exists()
+
+
+def test_an_evaluation_without_metrics_is_a_failure(home):
+    with pytest.raises(ValueError, match=r"1 failed .*metrics\.json, found none; a command must write it to \{out\}"):
+        home.sweep(axes={"x": [1]}, evaluate=[["copy", "--model", "{model}", "--out", "{out}"]])
+    assert home.account("x1-seed0").status == "failed"
+
+
 def test_run_again_nothing_is_made_again(finished):
     before = finished.said()
     accounts = [path.stat().st_mtime_ns for path in sorted(finished.out.glob("cells/*/cell.json"))]
@@ -119,7 +132,8 @@ def test_a_program_that_reads_the_same_options_otherwise_is_refused(home):
         ({"axes": {"x": [1], "run.seed": [0]}}, "axes: run.seed is said by the sweep itself"),
         ({"evaluate": [["evaluate", "{modle}", "{out}", "{run}"]]}, "evaluate.0: expected .* got {modle}"),
         ({"evaluate": [["evaluate", "{model}"]]}, "evaluate.0: expected {out}"),
-        ({"evaluate": [["evaluate", "{model}", "{out}"]], "test_split": "test"}, "{split} where there is a"),
+        ({"evaluate": [["evaluate", "{before}", "{out}"]]}, "evaluate.0: expected {out}, and {model}, {run} or"),
+        ({"evaluate": [["evaluate", "{model}", "{out}"]], "test_split": "test"}, "evaluate: expected {split} in a"),
         ({"evaluate": []}, "evaluate: expected one command or more"),
         ({"baselines": [{"x": 7}]}, "baselines: expected overrides of a cell, got {'x': 7}"),
         ({"fraction": 0}, "fraction: expected more than 0"),

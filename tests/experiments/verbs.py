@@ -1,4 +1,4 @@
-"""A program with two verbs that stand in for a trainer and an evaluation; run as `python -m verbs`, as mmrlhf is.
+"""A program with verbs that stand in for a trainer and an evaluation; run as `python -m verbs`, as mmrlhf is.
 
 `train` writes a model that is the metric its options deserve, `evaluate` reads it. VERBS_LOG gets a line per call that
 is no rehearsal; VERBS_WAIT makes a training wait for a file; those whose names match VERBS_FAIL, VERBS_KILL or
@@ -105,10 +105,22 @@ def evaluate(words):
     (out / "outcomes" / "world.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def copy(words):
+    """Make what an evaluation reads, and no metrics."""
+    told = dict(zip(words[::2], words[1::2], strict=True))
+    out = Path(told["--out"])
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "value").write_text((Path(told["--model"]) / "value").read_text())
+
+
 def main():
     verb, *words = sys.argv[1:]
     if rehearsed := "--print_config" in words:
         words.remove("--print_config")
+    if verb == "copy":
+        if not rehearsed:
+            copy(words)
+        return
     if verb == "evaluate":
         if not rehearsed:
             evaluate(words)
