@@ -6,15 +6,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+_FILES, _WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model"), "*.safetensors"
 """What is fetched of a repository: nothing that has to be unpickled, and no code."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def resolved(name_or_path: str | Path, revision: str | None = None, code: bool = False) -> Path:
+def resolved(
+    name_or_path: str | Path, revision: str | None = None, code: bool = False, weights: bool = True
+) -> Path:
     """The folder of a checkpoint; a repository of the hub is fetched into its cache, where it is not yet.
 
-    `owner/name@revision` names a commit, tag or branch as well. Python files come along only if `code` is to run.
+    `owner/name@revision` names a commit, tag or branch as well. Python files come along only if `code` is to run, and
+    the weights, which are large, unless nobody asks for them.
     """
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
@@ -31,7 +34,7 @@ def resolved(name_or_path: str | Path, revision: str | None = None, code: bool =
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     revision = pinned or revision
-    wanted = [*_FILES, "*.py"] if code else list(_FILES)
+    wanted = [*_FILES, *(["*.py"] if code else []), *([_WEIGHTS] if weights else [])]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, OSError) as error:

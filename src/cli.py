@@ -43,6 +43,7 @@ VERBS = {
     "train-dpo": "mmrlhf.train:train_dpo",
     "train-reward": "mmrlhf.train:train_reward",
     "convert-reward": "mmrlhf.convert:convert_reward",
+    "export": "mmrlhf.export:export",
     "evaluate world": "mmrlhf.examine:evaluate_world",
     "evaluate rewardbench": "mmrlhf.evaluation.grading:evaluate_rewardbench",
     "evaluate rewards": "mmrlhf.evaluation.ranked:evaluate_rewards",

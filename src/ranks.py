@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Ways = Literal["one", "ddp", "sharded"]
+Gpu = Literal["A100-80", "H100", "H200"]
+"""Those of which memory and speed are known on paper."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from .jsonl import loads
 from .options import ConfigFile, ExplainingParser, guard_configs
 from .parallel import is_rank_zero
 from .preemption import REQUEUE, Preempted, listening, passing_on
+from .ranks import Gpu
 from .redaction import redacted
 from .settings import alone, claim, write_json
 from .tracked import catch_up, ending
@@ -50,6 +51,9 @@ class Run:
         name: Of the run; default: of its folder.
         parent: Id of the run under which it stands, such as a sweep's.
         save_every: Optimizer steps between checkpoints.
+        dry_run: Tell ranks, memory, steps and tokens instead, and refuse what cannot work; `--dry-run` for short.
+        gpu: For a dry run: the GPU whose memory and speed are assumed.
+        device_memory: For a dry run: GiB of each device; default: of that GPU, or of the one that is here.
     """
 
     out: Path
@@ -59,6 +63,9 @@ class Run:
     name: str | None = None
     parent: str | None = None
     save_every: int = 50
+    dry_run: bool = False
+    gpu: Gpu | None = None
+    device_memory: float | None = None
 
 
 class TrainParser(ExplainingParser, LightningArgumentParser):

@@ -10,11 +10,16 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from .callbacks.beta_monitor import BetaMonitor
 from .callbacks.beta_schedule import BetaSchedule
 from .callbacks.compute import ComputeLedger
+from .callbacks.layouts import layout_of, memory_of, require_device
 from .callbacks.margin_check import MarginCheck
 from .callbacks.reward_monitor import RewardMonitor
 from .callbacks.running import fitted, planned, watched
@@ -25,13 +30,19 @@ from .datamodules.rows import Critiques
 from .fingerprint import of_value
 from .folds import NAME as FOLD
 from .folds import Fold, Trained
-from .modules.critic import CritiqueRewardModule, RewardPlan
+from .modules.cards import ALIGNED, JUDGES, of_judge, of_policy, training_card
+from .modules.critic import CritiqueRewardModule
+from .modules.forecast import Steps, forecast
 from .modules.mmdpo import MMDPOModule, Plan
-from .modules.rewardmodel import Judging, save_reward_model
-from .modules.saving import model_card, save_folder
+from .modules.pace import MACHINES
+from .modules.rewardmodel import ASKED, Judging, save_reward_model
+from .modules.rewardplan import reward_plan
+from .modules.saving import save_folder
 from .parallel import is_rank_zero
 from .provenance import model_digest
+from .ranks import micro_batches
 from .runs import CHECKPOINTS, FIGURES, MODEL, Run, TrainCLI, each_fold, identity, once
+from .settings import write_json
 
 if TYPE_CHECKING:
     import lightning
@@ -110,8 +121,13 @@ def train_dpo(argv: Sequence[str]) -> None:
     Every value of `configs/dpo/*.yaml` is an option: `mmrlhf train-dpo --config configs/dpo/world.yaml
     --model.beta.w 0.25 --run.out runs/w025`.
     """
-    cli = AlignCLI(argv)
-    once(cli, cli.config_init["run"], lambda: _digest(cli), lambda: _align(cli))
+    cli = AlignCLI(_spelt(argv))
+    run: AlignRun = cli.config_init["run"]
+    if run.dry_run:
+        _foretell(cli, run)
+        return
+    require_device(cli.config_init["trainer"])
+    once(cli, run, lambda: _digest(cli), lambda: _align(cli))
 
 
 def train_reward(argv: Sequence[str]) -> None:
@@ -121,15 +137,48 @@ def train_reward(argv: Sequence[str]) -> None:
     --data.critique reason --run.out runs/human`. With `--folds 5` five models are trained one after another, each
     without another fifth of the queries.
     """
-    argv = [f"--run.{word[2:]}" if word.partition("=")[0] == "--folds" else word for word in argv]
+    argv = _spelt(argv)
     cli = RewardCLI(argv)
     run: RewardRun = cli.config_init["run"]
+    if run.dry_run:
+        _foretell(cli, run)
+        return
+    require_device(cli.config_init["trainer"])
     if run.folds is not None:
         each_fold(cli.verb, argv, run, run.folds)
         return
     once(cli, run, lambda: _digest(cli), lambda: _judge(cli))
     if cli.datamodule.fold is not None and is_rank_zero():
         _tell_fold(cli, run.out, cli.datamodule.fold)
+
+
+def _spelt(argv: Sequence[str]) -> list[str]:
+    """The command line with its short words as they are in a config."""
+    dry = {"--dry-run", "--dry_run"}
+    several = ["--run.dry_run=true" if word in dry else word for word in argv]
+    return [f"--run.{word[2:]}" if word.partition("=")[0] == "--folds" else word for word in several]
+
+
+def _foretell(cli: TrainCLI, run: Run) -> None:
+    """Tell what the training would need, and refuse what cannot work; no weight is read, and no folder is made."""
+    options: dict[str, Any] = dict(cli.config_init["trainer"])
+    layout, data = layout_of(options), cli.datamodule
+    micro_batches(data.global_batch, data.micro_batch, layout.ranks)
+    here = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "logger": False, "plugins": None}
+    trainer = watched(options | here, run, cli.settings, ComputeLedger(), [], run.out / CHECKPOINTS)
+    tokens = data.rows("train").admission.costs(range(len(data.rows("train"))))
+    steps = Steps(data.global_batch, data.micro_batch, planned(trainer, data, layout.ranks))
+    told = forecast(cli.model, layout, steps, tokens, data.batch, run.gpu)
+    table = Table("", f"{cli.verb}, {len(tokens):,} queries", box=box.SIMPLE_HEAD)
+    for row in told.rows():
+        table.add_row(*row)
+    Console().print(table)
+    known = MACHINES[run.gpu].memory if run.gpu and run.device_memory is None else None
+    memory = known or memory_of(options, run.device_memory)
+    if memory is None:
+        log.info("whether that fits is not known here; name a GPU with --run.gpu H100")
+        return
+    told.found.require_fits(memory)
 
 
 def _tell_fold(cli: RewardCLI, out: Path, fold: Fold) -> None:
@@ -162,14 +211,13 @@ def _align(cli: AlignCLI) -> None:
     steps = planned(trainer, data)
     if not run.any_reference:
         _require_reference(data, module, str(trainer.precision))
-    module.expect(Plan(steps, data.mean_pairs, _known_margins(module, data)))
+    known = tuple(pair_margins(data.rows("train"), module.margin)) if module.beta.needs_known else ()
+    module.expect(Plan(steps, data.mean_pairs, known))
     schedule.total = schedule.total or steps
     fitted(trainer, module, data, run.out / CHECKPOINTS, steps)
     whole = module.whole()  # all ranks take part
     if trainer.is_global_zero and whole is not None:
-        told = {name: getattr(module, name) for name in ("margin", "beta", "loss", "sft_weight")}
-        told["beta_schedule"] = cli.settings["beta_schedule"]
-        card = _card(cli, trainer, ledger, "aligned by MM-DPO", {}, told)
+        card = _card(cli, trainer, ledger, ALIGNED, {}, of_policy(module, cli.settings))
         save_folder(whole.backbone, data.processor, run.out / MODEL, card)
         log.info("%s: trained for %d steps", run.out / MODEL, trainer.global_step)
 
@@ -180,49 +228,22 @@ def _judge(cli: RewardCLI) -> None:
     module, data, ledger = cli.model, cli.datamodule, ComputeLedger()
     trainer = _trainer(cli, ledger, [RewardMonitor(run.out / FIGURES)])
     steps = planned(trainer, data)
-    module.expect(_reward_plan(steps, module, data))
+    encode = _encoder(data)
+    module.expect(reward_plan(steps, module, data, encode.source))
+    judging = Judging(encode.template, encode.frames, module.dimensions)
+    if trainer.is_global_zero:
+        write_json(run.out / ASKED, judging.as_dict())  # whoever exports a checkpoint has no data
     fitted(trainer, module, data, run.out / CHECKPOINTS, steps)
     whole = module.whole()  # all ranks take part
     if trainer.is_global_zero and whole is not None:
-        encode = _encoder(data)
         asked = {
             "ties per query": data.mean_ties,
             "critiques per query": data.mean_critiques,
             "critiques": encode.source,
         }
-        told = {"template": f"{encode.template.name}, {encode.template.digest[:16]}", "frames of a film": encode.frames}
-        told |= {"weights": module.weights, "dimensions": ", ".join(module.dimensions) or "none"}
-        card = _card(cli, trainer, ledger, "a reward model that writes critiques", asked, told)
-        judging = Judging(encode.template, encode.frames, module.dimensions)
+        card = _card(cli, trainer, ledger, JUDGES, asked, of_judge(module, judging))
         save_reward_model(whole, data.processor, judging, run.out / MODEL, card)
         log.info("%s: trained for %d steps", run.out / MODEL, trainer.global_step)
-
-
-def _known_margins(module: MMDPOModule, data: RankedDataModule) -> tuple[float, ...]:
-    """The margins of all training pairs, where beta needs to know them before the first step."""
-    if not module.beta.needs_known:
-        return ()
-    if module.margin == "implicit":
-        raise ValueError("margin: expected reward, rank or annotated, got implicit, which nobody knows beforehand")
-    return tuple(pair_margins(data.rows("train"), module.margin))
-
-
-def _reward_plan(steps: int, module: CritiqueRewardModule, data: RankedDataModule) -> RewardPlan:
-    """What is known before the first step; what is to be learned and not in the data is refused."""
-    source = _encoder(data).source
-    if source != "none" and module.weights.critique and not data.mean_critiques:
-        raise ValueError(
-            f"data.critique: expected critiques in the training data ({source}), got none; say none, or enhance the "
-            "annotators' reasons first"
-        )
-    unknown = [name for name in module.dimensions if not data.mean_scores[name]]
-    if unknown:
-        raise ValueError(
-            f"model.dimensions: expected annotated scores of {' and '.join(unknown)} in the training data, got none; "
-            "leave it out"
-        )
-    scores = sum(data.mean_scores[name] for name in module.dimensions)
-    return RewardPlan(steps, data.mean_pairs, data.mean_ties, data.mean_critiques, scores)
 
 
 def _encoder(data: RankedDataModule) -> Critiques:
@@ -257,27 +278,14 @@ def _card(
     of_data: dict[str, object],
     of_training: dict[str, object],
 ) -> str:
-    """What a user of the model must know: where it comes from, what it was trained on and how, at which cost."""
-    settings, data = cli.settings, cli.datamodule
-    admission = data.rows("train").admission
-    return model_card(
-        f"{Path(settings['model']['backbone']['path']).name}, {what}",
-        {
-            "Data": {
-                "training queries": admission.n,
-                "pairs per query": admission.mean_pairs,
-                **of_data,
-                "left out": admission.ledger,
-                "digest": admission.digest,
-            },
-            "Training": {
-                **of_training,
-                "optimiser": cli.model.optimiser,
-                "queries per step": data.global_batch,
-                "steps": trainer.global_step,
-                "seed": settings["run"]["seed"],
-            },
-            "Cost": ledger.totals()._asdict() | {"devices": trainer.world_size},
-            "Config": {name: of_value(settings[name])[:16] for name in ("model", "data", "trainer")},
-        },
-    )
+    """The card of a training that has ended, with what is known of its data."""
+    admission = cli.datamodule.rows("train").admission
+    known = {
+        "training queries": admission.n,
+        "pairs per query": admission.mean_pairs,
+        **of_data,
+        "left out": admission.ledger,
+        "digest": admission.digest,
+    }
+    cost = ledger.totals()._asdict() | {"devices": trainer.world_size}
+    return training_card(what, cli.settings, trainer.global_step, known, of_training, cost)

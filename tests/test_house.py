@@ -22,7 +22,7 @@ from mmrlhf.options import read_options
 
 ROOT = Path(__file__).parents[1]
 SOURCE = {str(path.relative_to(ROOT / "src")): path.read_text() for path in sorted((ROOT / "src").rglob("*.py"))}
-DOORS = {"convert", "critique", "examine", "features", "judge", "score", "serve", "train"}
+DOORS = {"convert", "critique", "examine", "export", "features", "judge", "score", "serve", "train"}
 ROOF = {"cli", "__main__"}
 LINES_OF_A_FILE = 300
 LINES_OF_A_FUNCTION = 40

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
-from mmrlhf.ranks import Layout, micro_batches
+from mmrlhf.modules.pace import MACHINES
+from mmrlhf.ranks import Gpu, Layout, micro_batches
 
 
 def test_weights_are_divided_among_the_ranks_of_a_replica():
     assert Layout(16, "sharded", replicas=2).shards == 8
     assert Layout(16, "ddp").shards == Layout().shards == 1
+
+
+def test_every_gpu_that_may_be_named_is_known():
+    assert set(get_args(Gpu)) == set(MACHINES)
 
 
 @pytest.mark.parametrize("replicas", [0, 3, 8])

@@ -1,6 +1,8 @@
 """`mmrlhf train-dpo`: a config becomes a checkpoint that plain transformers loads; killed, the run continues."""
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -271,3 +273,70 @@ def test_known_margins_are_those_of_the_batches(home):
     annotated = list(pair_margins(data.rows("train"), "annotated"))
     assert len(annotated) == len(found)
     assert sum(annotated) / len(annotated) > 0.5
+
+
+def dry(home, capsys, *more):
+    """What a dry run tells, in one line."""
+    assert train(home, home / "never", "--dry-run", *more) == 0
+    assert not (home / "never").exists()
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_a_dry_run_needs_no_weights_and_tells_what_the_training_then_does(home, trained, capsys, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(home / "policy", bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    found = dry(home, capsys, "--model.backbone.path", str(bare), "--trainer.max_steps", str(STEPS))
+    assert f"steps {STEPS} of 2 micro-batches per rank" in found
+    before = AutoModelForImageTextToText.from_pretrained(home / "policy", local_files_only=True)
+    frozen = sum(value.numel() for name, value in before.named_parameters() if "vision_tower" in name)
+    every = sum(value.numel() for value in before.parameters())
+    assert f"parameters {every:,}, of which {every - frozen:,} are trained" in found
+    card = (trained / "model" / "README.md").read_text()
+    spent = float(re.search(r"\| flops \| ([\d.e+]+)", card)[1])
+    each = float(re.search(r"operations per step ([\d.e+]+)", found)[1])
+    assert STEPS * each == pytest.approx(spent, rel=0.2)
+
+
+def test_a_dry_run_plans_for_machines_that_are_not_here(home, capsys):
+    sharded = ("--config", "configs/trainer/fsdp_multinode.yaml", "--trainer.devices", "2")
+    found = dry(home, capsys, *sharded, "--data.micro_batch", "1")
+    assert "ranks 4, sharded" in found
+    assert "of 1 micro-batches per rank" in found
+    assert "seconds per step" not in found
+    slow, fast = (
+        dry(home, capsys, *sharded, "--run.gpu", gpu, "--data.micro_batch", "1") for gpu in ("A100-80", "H100")
+    )
+    slow, fast = (float(re.search(r"seconds per step ([\d.e-]+) if nothing waits", each)[1]) for each in (slow, fast))
+    assert fast < slow
+
+
+@pytest.mark.parametrize(
+    ("more", "refused"),
+    [
+        (("--trainer.devices", "3"), "expected a multiple of micro_batch x ranks = 2 x 3, got 4"),
+        (
+            ("--config", "configs/trainer/fsdp_multinode.yaml", "--trainer.devices", "1", "--trainer.num_nodes", "3"),
+            "3",
+        ),
+        (("--run.device_memory", "0.01"), "memory: expected at most 0.0 GiB per GPU"),
+        (("--trainer.strategy", "fsdp"), "expected auto, ddp or mmrlhf.callbacks.sharding.Sharded"),
+    ],
+)
+def test_a_dry_run_refuses_what_cannot_work(home, capsys, more, refused):
+    assert train(home, home / "never", "--dry-run", *more) == 2
+    assert refused in capsys.readouterr().err
+    assert not (home / "never").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_training_on_a_gpu_that_is_not_there_is_refused_before_anything_is_read(home, capsys):
+    cache = ("--data.cache", f"{home}/fresh-cache")
+    assert train(home, home / "never", *cache, "--config", "configs/trainer/gpu.yaml") == 2
+    assert "trainer.accelerator: expected a GPU" in capsys.readouterr().err
+    assert not (home / "fresh-cache").exists()
+    assert not (home / "never").exists()
+
+
+def test_options_that_lightning_refuses_are_told_in_a_line(home, capsys, tmp_path):
+    assert train(home, tmp_path / "out", "--trainer.devices", "0") == 2
+    assert "mmrlhf train-dpo: trainer: `Trainer(devices='0')` value is not a valid input" in capsys.readouterr().err

@@ -45,23 +45,59 @@ def newest(checkpoints: Path) -> Path | None:
 
     The first rank reads shards for all, whose strategy takes the path from it; a single file is read by every rank.
     """
-    # Absolute: Lightning would download what begins with "http".
-    checkpoints, faults = checkpoints.resolve(), []
-    for folder in by_step(checkpoints).values():
-        state = folder / STATE
-        found = fault(folder, thorough=is_rank_zero() or not state.is_dir())
-        if found is None:
-            return state
-        faults.append(f"{folder.name} ({found})")
-        _log.warning("%s: passed over, %s", folder, found)
-    if (checkpoints / LAST).is_file():
-        return checkpoints / LAST
-    if faults:
+    state, faults = _sought(checkpoints)
+    if state is None and faults:
         raise ValueError(
             f"{checkpoints}: expected a checkpoint that is whole, found {'; '.join(faults)}; remove the folder to "
             "begin again from the first step"
         )
-    return None
+    return state
+
+
+def _sought(checkpoints: Path) -> tuple[Path | None, list[str]]:
+    """The state of the newest checkpoint that is whole, and the faults of those that are newer."""
+    # Absolute: Lightning would download what begins with "http".
+    checkpoints = checkpoints.resolve()
+    faults: list[str] = []
+    for folder in by_step(checkpoints).values():
+        state = folder / STATE
+        found = fault(folder, thorough=is_rank_zero() or not state.is_dir())
+        if found is None:
+            return state, faults
+        faults.append(f"{folder.name} ({found})")
+        _log.warning("%s: passed over, %s", folder, found)
+    last = checkpoints / LAST
+    return last if last.is_file() else None, faults
+
+
+def chosen(checkpoints: Path, step: int | None = None) -> Path:
+    """The state of the checkpoint after a step, or of the newest that is whole, for whoever reads and does not train.
+
+    Shards that somebody else has written are refused.
+    """
+    there = by_step(checkpoints.resolve())
+    if step is None:
+        state, faults = _sought(checkpoints)
+        if state is None:
+            raise ValueError(
+                f"{checkpoints}: expected a checkpoint that is whole, found {'; '.join(faults) or 'none'}; let the "
+                "training write one: the command that it was begun with continues it"
+            )
+    elif step not in there:
+        raise ValueError(
+            f"step: expected one of which {checkpoints} has a checkpoint ({', '.join(map(str, there)) or 'none'}), got "
+            f"{step}; leave it out for the newest"
+        )
+    elif found := fault(there[step]):
+        raise ValueError(
+            f"{there[step]}: expected a checkpoint that is whole, found it {found}; leave the step out for the newest "
+            "that is whole"
+        )
+    else:
+        state = there[step] / STATE
+    if state.is_dir():
+        _require_own(state)
+    return state
 
 
 def require_readable(state: Path, trainer: lightning.Trainer) -> None:

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from .admission import Admitted
     from .module import ScoredRows
 
-Judge = Literal["reward", "rank", "annotated"]
+Judge = Literal["reward", "rank", "annotated", "implicit"]
 
 
 def pair_margins(rows: ScoredRows, judge: Judge) -> Iterator[float]:
     """Yield the margin of every pair of the admitted samples, as their batches will have it."""
+    if judge == "implicit":
+        raise ValueError("margin: expected reward, rank or annotated, got implicit, which nobody knows beforehand")
     for number in range(len(rows)):
         admitted = rows.admission[number]
         ranked = ranked_of(jsonl.loads(rows.shards.parts(admitted.sample)[REQUIRED]))

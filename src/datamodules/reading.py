@@ -40,7 +40,7 @@ class Reading:
     @cached_property
     def folder(self) -> Path:
         """Where the processor's files lie."""
-        return resolved(self.checkpoint)
+        return resolved(self.checkpoint, weights=False)
 
     @cached_property
     def processor(self) -> Any:  # noqa: ANN401 - transformers is untyped

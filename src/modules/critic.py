@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
@@ -26,6 +26,7 @@ from .rewardlosses import (
     reward_loss,
     tie_loss,
 )
+from .rewardplan import RewardPlan
 from .selfcheck import TwoWays, settle
 from .sharded import Shard, built, gathered
 
@@ -34,23 +35,6 @@ if TYPE_CHECKING:
 
     from ..batches import PackedQueries, PackedRows
     from .backbone import Backbone
-
-
-class RewardPlan(NamedTuple):
-    """What the data tell the training of a reward model before it begins; means are per training query.
-
-    Each term of the loss is a mean over all things of its kind in the data. With `mean_ties` set to `mean_pairs`, a
-    tie weighs as much as a pair instead, however few there are.
-    """
-
-    steps: int
-    """Optimizer steps in all."""
-    mean_pairs: float
-    mean_ties: float = 0.0
-    mean_critiques: float = 0.0
-    """Responses with a critique that is supervised."""
-    mean_scores: float = 0.0
-    """Annotated scores, each dimension for itself; read only where there are such heads."""
 
 
 class CritiqueRewardModule(lightning.LightningModule):
@@ -120,6 +104,10 @@ class CritiqueRewardModule(lightning.LightningModule):
         # Float32 beside adapters on coarser weights too: what is trained must not be rounded.
         head = RewardHead(width_of(body), len(self.dimensions), seed=self.head_seed)
         return RewardReader(body, head, **self._way)
+
+    def empty(self) -> RewardReader:
+        """The reader without weights, of which shapes alone are known."""
+        return self._over(self.config.shapes())
 
     def whole(self) -> RewardReader | None:
         """The reader with all its weights; of ranks that hold parts, on the first alone, and all must call it."""

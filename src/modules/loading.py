@@ -100,14 +100,15 @@ def load_backbone(
     return ready if features is None else use(ready, Path(features))
 
 
-def _checked(name_or_path: str, revision: str | None, code: bool) -> Path:
+def _checked(name_or_path: str, revision: str | None, code: bool, weights: bool = True) -> Path:
     """The folder of a checkpoint of a known family that is safe to load; others are refused before weights are read."""
     from transformers import AutoConfig
 
     require_pinned(name_or_path, code, revision)
-    folder = resolved(name_or_path, revision, code=code)
+    folder = resolved(name_or_path, revision, code=code, weights=weights)
     family_of(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=code))
-    require_safetensors(folder)
+    if weights:
+        require_safetensors(folder)
     return folder
 
 
@@ -207,6 +208,12 @@ class BackboneConfig:
             weights.fill(ready.tower)  # whose fingerprint is compared
             use(ready, Path(self.features))
         return ready, weights
+
+    def shapes(self) -> Backbone:
+        """The same for which no weights need be there, and none are read."""
+        folder = _checked(self.path, self.revision, self.trust_remote_code, weights=False)
+        model = empty_model(folder, getattr(torch, self.dtype), self.vision_attention, self.trust_remote_code)
+        return _ready(model, self.freeze, self.lora, self.activation_checkpointing)
 
 
 def _for_training(backbone: Backbone) -> None:

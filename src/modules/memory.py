@@ -71,7 +71,7 @@ class Estimate:
     logits: float
     """A chunk of them, with what makes them."""
     beginning: float
-    """What the backward pass makes first: gradients of logits, of the head, and of the last layer."""
+    """What the backward pass makes first: the gradient of the head, with those of logits or of the last layer."""
     ending: float
     """What it makes last, when activations are gone: gradients of all that is in no layer, on their way."""
     stepping: float
@@ -137,8 +137,8 @@ def estimate(body: Backbone, layout: Layout, batches: Batches) -> Estimate:
     every = list(body.parameters())
     learning = _learning(every)
     number = 2 if layout.mixed else 4
-    whole = _Whole.of(body, layout, number)
-    activations, again = _activations(body, layout, batches, number)
+    whole = _Whole.of(body, layout, number, batches.again)
+    activations, working = _activations(body, layout, batches, number)
     rows = min(batches.chunk, batches.tokens) * body.head.weight.shape[0]
     copy = 0.0 if layout.way == "sharded" else _bytes(_coarser([body.head.weight], number), number)
     wide = 4 if _learning([body.head.weight]) and copy else 0  # the gradient of a weight in float32 takes them so
@@ -154,7 +154,7 @@ def estimate(body: Backbone, layout: Layout, batches: Batches) -> Estimate:
         gathered=whole.gathered,
         activations=activations,
         logits=logits,
-        beginning=logits + rows * wide + whole.beginning + again,
+        beginning=whole.head + max(logits + rows * wide, whole.layer + working),  # one is gone before the other
         ending=whole.ending,
         stepping=_bytes(learning) / layout.shards,
     )
@@ -174,26 +174,26 @@ def _coarser(weights: Iterable[Parameter], number: int) -> list[Parameter]:
 
 
 class _Whole(NamedTuple):
-    """What is whole for a while, besides what a rank keeps: weights, and gradients at both ends of the way back."""
+    """What is whole for a while, besides what a rank keeps: weights; gradients of head, layer, and what is in none."""
 
     gathered: float
-    beginning: float
+    head: float
+    layer: float
     ending: float
 
     @staticmethod
-    def of(body: Backbone, layout: Layout, number: int) -> _Whole:
+    def of(body: Backbone, layout: Layout, number: int, again: bool) -> _Whole:
         """By the layout."""
-        return _of_shards(body, number) if layout.way == "sharded" else _of_copies(body, number)
+        return _of_shards(body, number) if layout.way == "sharded" else _of_copies(body, number, again)
 
 
-def _of_copies(body: Backbone, number: int) -> _Whole:
+def _of_copies(body: Backbone, number: int, again: bool) -> _Whole:
     """Copies in bfloat16 that layers keep for their backward pass; Lightning lets autocast keep no others."""
     layers = [*body.layers(body.decoder), *body.layers(body.tower)]
     kept = [_coarser(layer.parameters(), number) for layer in layers if _learning(layer.parameters())]
-    again = getattr(body.decoder, "is_gradient_checkpointing", False)
     copies = max(map(_bytes, kept), default=0.0) if again else sum(map(_bytes, kept))
     embedding = body.whole.get_input_embeddings().weight
-    return _Whole(copies * number / 4, _bytes(_learning([body.head.weight])), _bytes(_learning([embedding])))
+    return _Whole(copies * number / 4, _bytes(_learning([body.head.weight])), 0.0, _bytes(_learning([embedding])))
 
 
 def _of_shards(body: Backbone, number: int) -> _Whole:
@@ -203,16 +203,20 @@ def _of_shards(body: Backbone, number: int) -> _Whole:
     apart = [weight for weight in body.parameters() if id(weight) not in in_layers]
     largest = max((list(layer.parameters()) for layer in layers), key=_bytes)
     sent = number + 4
-    head = _bytes(_learning([body.head.weight]), number)
     return _Whole(
         gathered=_bytes(apart, number) + 2 * _bytes(largest, number),
-        beginning=head + _bytes(_learning(largest), sent),
+        head=_bytes(_learning([body.head.weight]), number),
+        layer=_bytes(_learning(largest), sent),
         ending=_bytes(apart, number) + _bytes(_learning(apart), sent),
     )
 
 
 def _activations(body: Backbone, layout: Layout, batches: Batches, number: int) -> tuple[float, float]:
-    """What is kept to the end of the forward pass, and what is computed again at the beginning of the backward pass."""
+    """What is kept to the end of the forward pass, and what the backward pass of a layer makes for itself.
+
+    The latter is the layer's activations, where they are computed again, and about five gradients as wide as its
+    network, as was seen in trainings on a CPU.
+    """
     text, vision = body.config.get_text_config(), body.config.vision_config
     # What goes from layer to layer has the type of the embeddings, as they are or as they are gathered.
     stored = body.whole.get_input_embeddings().weight.itemsize
@@ -223,7 +227,8 @@ def _activations(body: Backbone, layout: Layout, batches: Batches, number: int) 
     decoder = float(layers * (inputs if batches.again else of_text))
     of_tower = batches.patches * _kept_per_token(vision, states, number)
     learning = any(weight.requires_grad for _, weight in body.part("vision"))
-    return decoder + of_tower * (len(body.layers(body.tower)) if learning else 1), of_text if batches.again else 0.0
+    kept = decoder + of_tower * (len(body.layers(body.tower)) if learning else 1)
+    return kept, (of_text if batches.again else 0.0) + 5.0 * batches.tokens * number * text.intermediate_size
 
 
 def _kept_per_token(config: Any, states: int, number: int) -> float:  # noqa: ANN401

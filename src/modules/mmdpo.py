@@ -119,6 +119,10 @@ class MMDPOModule(lightning.LightningModule):
     def _over(self, body: Backbone) -> ResponseScorer:
         return ResponseScorer(body, **self._way)
 
+    def empty(self) -> ResponseScorer:
+        """The scorer without weights, of which shapes alone are known."""
+        return self._over(self.config.shapes())
+
     def whole(self) -> ResponseScorer | None:
         """The scorer with all its weights; of ranks that hold parts, on the first alone, and all must call it."""
         return gathered(self._scorer, lambda: self._over(self.config.load()))

@@ -27,7 +27,7 @@ from .loading import Number, load_backbone
 from .packed import Step
 from .reward import Judged, RewardHead, RewardReader, require_dimensions
 from .rewardlosses import as_annotated
-from .saving import save_folder
+from .saving import Form, save_folder
 from .speaking import Saying, agreed, spoken
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 HEAD, ENTRY = "reward_head", "reward_model"
 """Where the head is in the safetensors, and what it is asked in the config."""
+ASKED = "judging.json"
+"""The file of a training that tells what its reward model is asked."""
 Load = Callable[[Media, int], Part]
 """From a medium to its picture, or to so many frames."""
 Speak = Callable[[PackedRows], Sequence[str]]
@@ -97,17 +99,24 @@ class Scored(NamedTuple):
     """On the annotators' scale from 1 to 5."""
 
 
-def save_reward_model(reader: RewardReader, processor: Any, judging: Judging, folder: Path, card: str) -> None:  # noqa: ANN401
+def save_reward_model(
+    reader: RewardReader,
+    processor: Any,  # noqa: ANN401
+    judging: Judging,
+    folder: Path,
+    card: str,
+    form: Form = Form(),  # noqa: B008 - frozen
+) -> None:
     """Write body, head, processor and card, whole or not at all; adapters are merged into the body.
 
-    The backbone has no adapters afterwards.
+    The backbone has no adapters afterwards. The head keeps the type of its weights.
     """
     _require_same(reader.head.dimensions, judging)
     whole = reader.backbone.whole
     whole.add_module(HEAD, reader.head)
     setattr(whole.config, ENTRY, judging.as_dict())
     try:
-        save_folder(reader.backbone, processor, folder, card)
+        save_folder(reader.backbone, processor, folder, card, form, reader.fine())
     finally:
         delattr(whole, HEAD)
         delattr(whole.config, ENTRY)

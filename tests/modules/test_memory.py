@@ -73,12 +73,14 @@ def test_a_decoder_that_computes_again_keeps_the_inputs_of_its_layers():
     more, less = (
         estimate(backbone_of(model), Layout(), dataclasses.replace(batches, again=again)) for again in (False, True)
     )
-    one_layer = more.activations / 6
     model.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
     of_inputs = kept(model, (300, (60, 60, 60, 60)), mixed=False)
     behind = 2 * 540 * 128 * 4  # what the norm behind the last layer keeps
-    assert less.activations - one_layer == pytest.approx(of_inputs - behind, rel=0.15)
-    assert less.activations < more.activations / 3
+    assert less.activations == pytest.approx(of_inputs - behind, rel=0.15)
+    assert less.activations < more.activations / 10
+    working = 5 * 540 * 4 * 680
+    assert less.beginning == pytest.approx(4 * 500 * 128 + more.activations / 6 + working)
+    assert more.beginning == 4 * 500 * 128 + working > 4 * 500 * 128 + more.logits
 
 
 def test_weights_gradients_and_states_are_counted():
@@ -94,7 +96,11 @@ def test_weights_gradients_and_states_are_counted():
     assert (shards.weights, shards.gradients, shards.optimiser) == (every, learned, 2 * learned)
     copies = estimate(backbone, Layout(8, "ddp"), BATCHES)
     assert copies.weights == alone.weights
-    assert alone.logits == 512 * 500 * 12
+    assert alone.logits == 512 * 500 * 4
+    mixed = estimate(backbone, Layout(mixed=True), BATCHES)
+    assert mixed.logits == 512 * 500 * (2 + 4) + 2 * 500 * 128  # and the head in bfloat16
+    few = estimate(backbone, Layout(mixed=True), dataclasses.replace(BATCHES, tokens=100))
+    assert few.beginning == 4 * 500 * 128 + max(100 * 500 * (6 + 4) + 2 * 500 * 128, 5 * 100 * 2 * 680)
 
 
 def test_two_layers_and_all_that_is_in_none_are_whole_at_once():
@@ -105,10 +111,24 @@ def test_two_layers_and_all_that_is_in_none_are_whole_at_once():
     apart = sum(weight.numel() for part in others for weight in part.parameters()) + model.model.image_newline.numel()
     tower = [w for n, w in model.model.vision_tower.named_parameters() if ".layers." not in n]
     still = sum(weight.numel() for weight in tower)
-    found = estimate(backbone_of(model), Layout(2, "sharded", mixed=True), BATCHES).gathered
-    sent = 4 * max(apart, layer)
-    assert found == 2 * (apart + still) + 2 * 2 * layer + 2 * (apart + layer) + sent
-    assert estimate(backbone_of(model), Layout(), BATCHES).gathered == 0
+    found = estimate(backbone_of(model), Layout(2, "sharded", mixed=True), BATCHES)
+    assert found.gathered == 2 * (apart + still) + 2 * 2 * layer
+    assert found.beginning == 2 * 500 * 128 + (2 + 4) * layer + 5 * 1000 * 2 * 680
+    assert found.ending == 2 * (apart + still) + (2 + 4) * apart
+    alone = estimate(backbone_of(model), Layout(), BATCHES)
+    assert (alone.gathered, alone.ending) == (0, 4 * 500 * 128)
+    assert estimate(backbone_of(model), Layout(mixed=True), BATCHES).gathered == pytest.approx(2 * 6 * layer, rel=0.01)
+
+
+def test_states_between_layers_have_the_type_of_the_embeddings_as_they_are_gathered():
+    alone, shards, fine = (
+        estimate(backbone_of(body()[0]), layout, BATCHES).activations
+        for layout in (Layout(mixed=True), Layout(2, "sharded", mixed=True), Layout(2, "sharded"))
+    )
+    assert alone - shards == 1000 * 6 * 2 * 2 * 128  # two sums per layer, in float32 or in bfloat16
+    assert fine == estimate(backbone_of(body()[0]), Layout(), BATCHES).activations
+    coarse = backbone_of(body()[0].to(torch.bfloat16))
+    assert estimate(coarse, Layout(mixed=True), BATCHES).activations == shards
 
 
 def test_weights_in_the_memory_of_the_host_take_no_place_on_a_gpu():
@@ -116,8 +136,9 @@ def test_weights_in_the_memory_of_the_host_take_no_place_on_a_gpu():
     there, away = (
         estimate(backbone_of(model), Layout(2, "sharded", offload=offload), BATCHES) for offload in (False, True)
     )
-    assert away.device == there.gathered + there.activations + there.logits
-    assert there.device == pytest.approx(away.device + there.weights + there.gradients + there.optimiser)
+    kept = there.weights + there.gradients + there.optimiser
+    assert away.moments["forward"] == pytest.approx(there.moments["forward"] - kept)
+    assert away.moments["step"] == 0
     assert ("weights (host)", f"{away.weights / 2**30:.2f} GiB") in away.rows()
 
 
@@ -129,10 +150,43 @@ def test_what_does_not_fit_is_refused_with_what_would_help():
         found.require_fits(int(found.device / 0.92) - 1)
 
 
-def test_the_optimisers_step_counts_where_it_needs_more_than_activations():
-    small = Estimate(Layout(), BATCHES, 1, 1, 4.0, 4.0, 8.0, 1.0, 1.0, 1.0, stepping=4.0)
-    assert small.device == 20
-    assert dataclasses.replace(small, activations=5.0).device == 23
+SMALL = Estimate(
+    Layout(),
+    dataclasses.replace(BATCHES, global_batch=1),
+    parameters=1,
+    trained=1,
+    weights=4.0,
+    gradients=4.0,
+    optimiser=8.0,
+    gathered=1.0,
+    activations=1.0,
+    logits=1.0,
+    beginning=2.0,
+    ending=1.0,
+    stepping=4.0,
+)
+
+
+@pytest.mark.parametrize(
+    ("parts", "highest", "told"),
+    [
+        ({}, 20.0, "in the optimiser's step"),
+        ({"activations": 5.0}, 23.0, "at the end of the forward pass"),
+        ({"beginning": 9.0}, 23.0, "at the beginning of the backward pass"),
+        ({"ending": 6.0}, 22.0, "at the end of the backward pass"),
+    ],
+)
+def test_the_highest_moment_counts(parts, highest, told):
+    found = dataclasses.replace(SMALL, **parts)
+    assert found.device == highest
+    assert dict(found.rows())["highest"] == told
+
+
+def test_gradients_that_stay_from_one_micro_batch_to_the_next_are_there_in_the_backward_pass():
+    alone = SMALL.moments["backward"]
+    accumulated = dataclasses.replace(SMALL, batches=dataclasses.replace(BATCHES, global_batch=2))
+    assert accumulated.moments["backward"] == alone + 4
+    assert dataclasses.replace(SMALL, layout=Layout(1, "ddp")).moments["backward"] == alone + 4
 
 
 def test_the_rows_tell_steps_and_tokens():
