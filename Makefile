@@ -8,7 +8,7 @@ PIP_INSTALL := -m pip install --no-input --disable-pip-version-check
 FRESH := build/constraints
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types drills bench constraints clean
+.PHONY: help demo test lint types drills gpu bench constraints clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -21,6 +21,10 @@ test: $(VENV)/installed ## Run the tests that take seconds
 
 drills: $(VENV)/installed ## Run the tests that take minutes, and print what they measure
 	$(BIN)/pytest -m slow -s --timeout 1800
+
+gpu: $(VENV)/installed ## Run the tests and the bench that need a GPU
+	$(BIN)/pytest -m gpu -s --timeout 1800
+	$(BIN)/python bench/gpu.py
 
 bench: $(VENV)/installed ## Measure steps, critiques, reading and the wait of a training, each against others
 	$(BIN)/python bench/dpo_step.py

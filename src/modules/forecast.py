@@ -51,8 +51,9 @@ class Forecast(NamedTuple):
         yield from self.found.rows()
         yield "operations per step", f"{self.flops:.2e}"
         if self.seconds is not None:
-            whole = self.seconds * self.found.batches.steps / 3600
-            yield "seconds per step", f"{self.seconds:.3g} if nothing waits: {whole:.3g} hours in all, on paper"
+            whole = self.seconds * self.found.batches.steps / 60
+            told = f"{whole:.1f} minutes" if whole < 120 else f"{whole / 60:.1f} hours"
+            yield "seconds per step", f"{self.seconds:.3g} on paper, if nothing waits; {told} in all"
 
 
 def forecast(

@@ -116,7 +116,7 @@ class Estimate:
         parts = ("weights", "gradients", "optimiser", "gathered", "activations", "logits", "stepping")
         where = "host" if self.layout.offload else "GPU"
         names = [f"{name} ({where if name in parts[:3] else 'GPU'})" for name in parts]
-        memory = [(name, f"{getattr(self, part) / _GIB:.2f} GiB") for name, part in zip(names, parts, strict=True)]
+        memory = [(name, size(getattr(self, part))) for name, part in zip(names, parts, strict=True)]
         at_once = self.batches.micro_batch * self.layout.ranks
         queries = self.batches.steps * self.batches.global_batch
         highest = max(self.moments, key=lambda name: self.moments[name])
@@ -125,11 +125,20 @@ class Estimate:
             ("shards", f"{self.layout.shards} in {self.layout.replicas} replicas"),
             ("parameters", f"{self.parameters:,}, of which {self.trained:,} are trained"),
             *memory,
-            ("per GPU", f"{self.device / _GIB:.2f} GiB"),
+            ("per GPU", size(self.device)),
             ("highest", _MOMENTS[highest]),
             ("steps", f"{self.batches.steps:,} of {self.batches.global_batch // at_once} micro-batches per rank"),
             ("tokens", f"{queries * self.batches.mean_tokens:,.0f}"),
         ]
+
+
+def size(number: float) -> str:
+    """Bytes as people read them.
+
+    >>> size(3 * 2**30), size(1.5 * 2**20)
+    ('3.00 GiB', '1.5 MiB')
+    """
+    return f"{number / _GIB:.2f} GiB" if number >= _GIB else f"{number / 2**20:.1f} MiB"
 
 
 def estimate(body: Backbone, layout: Layout, batches: Batches) -> Estimate:

@@ -1,0 +1,1 @@
+"""Tests of what runs on a GPU; most of it on a CPU, too."""
