@@ -44,6 +44,7 @@ VERBS = {
     "train-reward": "mmrlhf.train:train_reward",
     "convert-reward": "mmrlhf.convert:convert_reward",
     "export": "mmrlhf.export:export",
+    "serve": "mmrlhf.serve:serve",
     "evaluate world": "mmrlhf.examine:evaluate_world",
     "evaluate rewardbench": "mmrlhf.evaluation.grading:evaluate_rewardbench",
     "evaluate rewards": "mmrlhf.evaluation.ranked:evaluate_rewards",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from ..batches import PADDING, PREFIX
@@ -92,12 +93,40 @@ class Together:
             self.cache.batch_select_indices(rows)
         self._arrange()
 
+    def join(self, other: Together) -> None:
+        """Take another memory's rows in, which go on from where they are; columns that nobody reads are forgotten."""
+        both = (self, other)
+        for memory in both:
+            _forget(memory)
+        width = max(memory.labels.shape[1] for memory in both)
+        gaps = [width - memory.labels.shape[1] for memory in both]
+        self.row = torch.cat([self.row, other.row + len(self.labels)])
+        self.labels = torch.cat([pad(m.labels, (0, gap), value=PADDING) for m, gap in zip(both, gaps, strict=True)])
+        self.given, self.voice = (torch.cat([getattr(m, name) for m in both]) for name in ("given", "voice"))
+        self.next = torch.cat([memory.next for memory in both], -1)
+        for layers in zip(*(memory.cache.layers for memory in both), strict=True):
+            for name in ("keys", "values"):
+                kept = [pad(getattr(of, name), (0, 0, 0, gap)) for of, gap in zip(layers, gaps, strict=True)]
+                setattr(layers[0], name, torch.cat(kept))
+        self._arrange()
+
     def _arrange(self) -> None:
         """Which column of a step is whose; a row with fewer critiques than another has padding."""
         counts = torch.bincount(self.row, minlength=len(self.labels))
         self.slot = torch.arange(len(self.row), device=self.row.device) - (counts.cumsum(0) - counts)[self.row]
         empty = self.voice.new_full((len(counts), int(counts.max())), PADDING)
         self.own, self.behind = (empty.index_put((self.row, self.slot), each) for each in (self.voice, self.given))
+
+
+def _forget(memory: Together) -> None:
+    """Drop the columns that no row reads: those of rows that have ended, behind shorter ones that go on."""
+    used = (memory.labels != PADDING).any(0)
+    if used.all():
+        return
+    memory.labels = memory.labels[:, used]
+    layers: Any = memory.cache.layers
+    for layer in layers:
+        layer.keys, layer.values = layer.keys[:, :, used], layer.values[:, :, used]
 
 
 def _apart(kept: Tensor, real: Tensor) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import pytest
 import torch
 
 from mmrlhf.encoding import Message, encode_prompt
 from mmrlhf.modules import answering
-from mmrlhf.modules.answering import Answer, Answerer, placed
+from mmrlhf.modules.answering import Answer, Answerer, Choosing, Talks, picked, placed
 from mmrlhf.text import mend
 
 from ..datamodules.made import opened, picture
@@ -115,6 +116,128 @@ def test_no_memory_names_the_option(folder_of, monkeypatch):
     monkeypatch.setattr(answering, "Together", full)
     with pytest.raises(ValueError, match=r"at_once: no memory for answers to 2 conversations of \d+ tokens together"):
         answerer.answers(asked("llava")[:2], MOST)
+
+
+# Step by step ------------------------------------------------------------------------------------------------
+
+
+def followed(talks, said, joining, leaving=()):
+    """Let some join and some leave, and note the tokens of a step; what is over is noted as None."""
+    found = talks.begin(joining) if joining else []
+    found = [*found, *(talks.step(leaving) if talks._groups else [])]
+    for key, token, over in found:
+        said.setdefault(key, []).append(None if over else token)
+    return found
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_vl", "gemma3"])
+def test_conversations_that_join_and_leave_at_any_step_are_answered_as_generate_answers_them_alone(family, folder_of):
+    answerer = Answerer(folder_of(family), device="cpu")
+    talks, said, coming = Talks(answerer), {}, dict(enumerate(asked(family)))
+    leaver = next(key for key in coming if len(generated(family, coming[key])[0]) == MOST)
+    step, widths = 0, []
+    while coming or talks._groups:
+        some = [coming.popitem() for _ in range(min(len(coming), 1 + step % 2))] if step % 3 != 1 else []
+        full = {key for key, ids in said.items() if len(ids) >= MOST}
+        full |= {leaver} if len(said.get(leaver, ())) >= 3 else set()
+        followed(talks, said, {key: (answerer.read(messages), Choosing()) for key, messages in some}, full)
+        widths += [group.memory.labels.shape[1] for group in talks._groups if hasattr(group.memory, "labels")]
+        step += 1
+    end = made(family)[1].tokenizer.eos_token_id
+    for key, messages in enumerate(asked(family)):
+        expected = [None if token == end else token for token in generated(family, messages)[0]]
+        if key == leaver:
+            assert said[key] == expected[: len(said[key])]
+            assert len(said[key]) < MOST
+        else:
+            assert said[key][:MOST] == expected
+    longest = max(generated(family, messages)[1] for messages in asked(family))
+    assert all(width <= longest + 2 * MOST + step for width in widths)
+
+
+def test_columns_that_nobody_reads_any_more_are_forgotten(folder_of):
+    answerer = Answerer(folder_of("llava"), device="cpu")
+    talks, (long, short) = Talks(answerer), ([Message("user", (LONG * 9,))], [Message("user", ("Hi!",))])
+    talks.begin({0: (answerer.read(long), Choosing())})
+    talks.begin({1: (answerer.read(short), Choosing())})
+    talks.step()
+    talks.step({0})
+    talks.begin({2: (answerer.read(short), Choosing())})
+    talks.step()
+    (group,) = talks._groups
+    assert group.memory.labels.shape[1] == group.memory.cache.get_seq_length() < answerer.read(long).tokens / 2
+
+
+def test_one_that_cannot_begin_changes_nothing_for_the_others(folder_of, monkeypatch):
+    answerer, said = Answerer(folder_of("llava"), device="cpu"), {}
+    talks, messages = Talks(answerer), asked("llava")[0]
+    followed(talks, said, {0: (answerer.read(messages), Choosing())})
+    real = answering.Together.begin
+    monkeypatch.setattr(answering.Together, "begin", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        talks.begin({1: (answerer.read(messages), Choosing())})
+    monkeypatch.setattr(answering.Together, "begin", real)
+    while talks._groups and len(said[0]) < MOST:
+        followed(talks, said, {})
+    assert [token for token in said[0] if token is not None] == [
+        token for token in generated("llava", messages)[0] if token != made("llava")[1].tokenizer.eos_token_id
+    ]
+    assert set(said) == {0}
+
+
+def drawn(answerer, conversations, choosing, others=()):
+    """What is drawn for conversations, among others."""
+    talks, said = Talks(answerer), {}
+    told = [*zip(conversations, choosing, strict=True), *((messages, Choosing()) for messages in others)]
+    followed(talks, said, {key: (answerer.read(messages), one) for key, (messages, one) in enumerate(told)})
+    while talks._groups and len(said[0]) < MOST:
+        followed(talks, said, {})
+    return [said[key][:MOST] for key in range(len(conversations))]
+
+
+def test_what_is_drawn_depends_on_the_seed_and_not_on_the_batch(folder_of):
+    answerer, talk = Answerer(folder_of("llava"), device="cpu"), asked("llava")[1]
+    warm = [Choosing(1.5, 1.0, seed) for seed in range(4)]
+    together = drawn(answerer, [talk] * 4, warm, asked("llava")[:3])
+    alone = [drawn(answerer, [talk], [one])[0] for one in warm]
+    assert together == alone
+    assert len(set(map(tuple, alone))) == 4
+    likeliest = drawn(answerer, [talk], [Choosing()])[0]
+    assert drawn(answerer, [talk], [Choosing(1e-9, 1.0, 7)])[0] == likeliest
+    assert drawn(answerer, [talk], [Choosing(1.5, 0.0, 7)])[0] == likeliest
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely_among_the_likeliest():
+    logits, number = torch.tensor([1.0, -math.inf, 0.0, 2.0, -3.0]), 20_000
+    luck = torch.rand(number, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
+    for top_p in (1.0, 0.9, 0.8, 0.5):
+        shares = (logits / 2).softmax(-1).double()
+        order = shares.argsort(descending=True).tolist()
+        kept = [token for place, token in enumerate(order) if shares[order[:place]].sum() < top_p]
+        expected = torch.zeros(5, dtype=torch.float64).index_put((torch.tensor(kept),), shares[kept])
+        found = picked(logits.expand(number, -1), [Choosing(2.0, top_p)] * number, luck).bincount(minlength=5) / number
+        torch.testing.assert_close(found.double(), expected / expected.sum(), rtol=0, atol=0.015)
+        assert not found[expected == 0].any()
+
+
+def test_the_edges_of_luck_fall_on_tokens_that_can_be():
+    logits = torch.tensor([-math.inf, 0.0, -math.inf]).expand(3, -1)
+    assert picked(logits, [Choosing(1.0, 0.5)] * 3, [0.0, 1 - 2**-53, 1.0]).tolist() == [1, 1, 1]
+
+
+def test_greedy_and_drawn_answers_stand_side_by_side():
+    logits = torch.tensor([[0.0, 5.0, 1.0], [0.0, 5.0, 1.0]])
+    assert picked(logits, [Choosing(), Choosing(5.0)], [0.0, 0.999]).tolist() == [1, 0]
+
+
+def test_a_conversation_that_the_template_refuses_is_the_users_fault(folder_of):
+    answerer = Answerer(folder_of("llava"), device="cpu")
+    answerer.processor.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(ValueError, match=r"expected turns that the chat template takes.*roles must alternate"):
+        answerer.read(asked("llava")[0])
+
+
+# What is refused ---------------------------------------------------------------------------------------------
 
 
 def test_what_cannot_work_is_refused_before_weights_are_read(monkeypatch, tmp_path):
