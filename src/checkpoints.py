@@ -11,9 +11,7 @@ _FILES, _WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model"), "*.safetensors"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def resolved(
-    name_or_path: str | Path, revision: str | None = None, code: bool = False, weights: bool = True
-) -> Path:
+def resolved(name_or_path: str | Path, revision: str | None = None, code: bool = False, weights: bool = True) -> Path:
     """The folder of a checkpoint; a repository of the hub is fetched into its cache, where it is not yet.
 
     `owner/name@revision` names a commit, tag or branch as well. Python files come along only if `code` is to run, and
