@@ -135,8 +135,8 @@ def _fit(trainer: lightning.Trainer, module: Any, data: Any, state: Path | None)
         trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
     except Preempted:
         raise
-    except RuntimeError as error:
-        if heard() is None:
+    except Exception as error:
+        if heard() is None or not _of_processes(error):
             raise
         # A signal to all processes of a job also ends those that load batches, and other ranks.
         _log.warning("told to go (%s), and could not end the step: %s; the same command continues", heard(), error)
@@ -145,6 +145,18 @@ def _fit(trainer: lightning.Trainer, module: Any, data: Any, state: Path | None)
         if trainer.interrupted:  # Lightning makes an exit of an interrupt, and the hint to go on would be lost
             raise KeyboardInterrupt from exit_
         raise
+
+
+def _of_processes(error: BaseException | None) -> bool:
+    """Whether it began with the death of another process: torch tells of it by an error wherever this one is.
+
+    Whoever is called there may make another error of it.
+    """
+    while error is not None:
+        if isinstance(error, RuntimeError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _finish(trainer: lightning.Trainer, module: Any, data: Any, checkpoints: Path, steps: int) -> None:  # noqa: ANN401

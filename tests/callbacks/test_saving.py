@@ -148,6 +148,28 @@ def broken(number=None, *_):
     raise RuntimeError("DataLoader worker is gone")
 
 
+def disguised(number):
+    """The same where whoever was called when the worker died makes another error of it."""
+    try:
+        broken(number)
+    except RuntimeError as error:
+        raise TypeError("unsupported callable") from error
+
+
+def full(number):
+    """Another error at the same time."""
+    os.kill(os.getpid(), number)
+    raise OSError("disk full")
+
+
+def test_the_death_of_a_worker_is_known_in_disguise_and_other_errors_are_told(tmp_path, undisturbed):
+    with pytest.raises(OSError, match="disk full"):
+        fit(tmp_path, Does(4, lambda: full(signal.SIGTERM)))
+    with pytest.raises(Preempted):
+        fit(tmp_path, Does(7, lambda: disguised(signal.SIGTERM)))
+    assert equal(fit(tmp_path), undisturbed)
+
+
 def test_what_breaks_after_it_was_told_to_go_asks_for_another_start_and_nothing_else_does(tmp_path, undisturbed):
     with pytest.raises(RuntimeError, match="worker is gone"):
         fit(tmp_path, Does(4, broken))
