@@ -141,7 +141,10 @@ def train_reward(argv: Sequence[str]) -> None:
     cli = RewardCLI(argv)
     run: RewardRun = cli.config_init["run"]
     if run.dry_run:
-        _foretell(cli, run)
+        first = {} if run.folds is None else {"data.fold.of": run.folds, "data.fold.out": 0, "run.folds": "null"}
+        cli = RewardCLI([*argv, *(f"--{name}={value}" for name, value in first.items())]) if first else cli
+        reward_plan(1, cli.model, cli.datamodule, _encoder(cli.datamodule).source)
+        _foretell(cli, run, f", the first of {run.folds} trainings" if first else "")
         return
     require_device(cli.config_init["trainer"])
     if run.folds is not None:
@@ -154,13 +157,14 @@ def train_reward(argv: Sequence[str]) -> None:
 
 def _spelt(argv: Sequence[str]) -> list[str]:
     """The command line with its short words as they are in a config."""
-    dry = {"--dry-run", "--dry_run"}
-    several = ["--run.dry_run=true" if word in dry else word for word in argv]
-    return [f"--run.{word[2:]}" if word.partition("=")[0] == "--folds" else word for word in several]
+    dry = ("--dry-run", "--dry_run")
+    parted = [("--dry-run=true" if word in dry else word).partition("=") for word in argv]
+    names = dict.fromkeys(dry, "--run.dry_run") | {"--folds": "--run.folds"}
+    return [f"{names.get(name, name)}{equals}{value}" for name, equals, value in parted]
 
 
-def _foretell(cli: TrainCLI, run: Run) -> None:
-    """Tell what the training would need, and refuse what cannot work; no weight is read, and no folder is made."""
+def _foretell(cli: TrainCLI, run: Run, which: str = "") -> None:
+    """Tell what the training would need, and refuse what cannot work; no weight is read, no run begun."""
     options: dict[str, Any] = dict(cli.config_init["trainer"])
     layout, data = layout_of(options), cli.datamodule
     micro_batches(data.global_batch, data.micro_batch, layout.ranks)
@@ -169,16 +173,18 @@ def _foretell(cli: TrainCLI, run: Run) -> None:
     tokens = data.rows("train").admission.costs(range(len(data.rows("train"))))
     steps = Steps(data.global_batch, data.micro_batch, planned(trainer, data, layout.ranks))
     told = forecast(cli.model, layout, steps, tokens, data.batch, run.gpu)
-    table = Table("", f"{cli.verb}, {len(tokens):,} queries", box=box.SIMPLE_HEAD)
+    table = Table("", f"{cli.verb}, {len(tokens):,} queries{which}", box=box.SIMPLE_HEAD)
     for row in told.rows():
         table.add_row(*row)
     Console().print(table)
     known = MACHINES[run.gpu].memory if run.gpu and run.device_memory is None else None
     memory = known or memory_of(options, run.device_memory)
+    if run.gpu and told.seconds is None:
+        log.info("how long it takes is known for packed rows with weights on the GPU alone")
     if memory is None:
-        log.info("whether that fits is not known here; name a GPU with --run.gpu H100")
-        return
-    told.found.require_fits(memory)
+        log.info("whether that fits is not known here; say --run.gpu H100, or --run.device_memory 80")
+    else:
+        told.found.require_fits(memory)
 
 
 def _tell_fold(cli: RewardCLI, out: Path, fold: Fold) -> None:

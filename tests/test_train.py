@@ -227,7 +227,7 @@ def test_the_schedule_of_beta0_ends_where_the_run_ends_and_is_validated_there(ho
     assert max(history.values()) < 0.4
 
 
-def test_a_projector_that_is_cut_off_is_found_at_the_first_batch_with_media(home, tmp_path, capsys, monkeypatch):
+def test_a_projector_that_is_cut_off_is_found_at_the_first_step_with_media(home, tmp_path, capsys, monkeypatch):
     encoded = Backbone.encoded
     monkeypatch.setattr(Backbone, "encoded", lambda *given: encoded(*given).detach())
     assert train(home, tmp_path / "out") == 2
@@ -310,6 +310,9 @@ def test_a_dry_run_plans_for_machines_that_are_not_here(home, capsys):
     assert fast < slow
 
 
+SHARDED = ("--config", "configs/trainer/fsdp.yaml", "--trainer.devices", "2")
+
+
 @pytest.mark.parametrize(
     ("more", "refused"),
     [
@@ -318,7 +321,12 @@ def test_a_dry_run_plans_for_machines_that_are_not_here(home, capsys):
             ("--config", "configs/trainer/fsdp_multinode.yaml", "--trainer.devices", "1", "--trainer.num_nodes", "3"),
             "3",
         ),
-        (("--run.device_memory", "0.01"), "memory: expected at most 0.0 GiB per GPU"),
+        (("--run.device_memory", "0.01"), "memory: expected at most 9.4 MiB per device, this needs about"),
+        (("--run.device_memory", "0"), "run.device_memory: expected more than 0 GiB, got 0"),
+        (
+            ("--model.step", "separate", "--model.rows_at_once", "4", *SHARDED),
+            "rows_at_once: expected null with sharded",
+        ),
         (("--trainer.strategy", "fsdp"), "expected auto, ddp or mmrlhf.callbacks.sharding.Sharded"),
     ],
 )

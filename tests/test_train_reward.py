@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -290,7 +291,20 @@ def test_what_is_to_be_learned_and_not_in_the_data_is_refused(home, tmp_path, ca
     asked = ("--data.critique", "reason", "--model.dimensions", '["helpfulness", "ethics"]')
     assert trains(home, tmp_path / "b", *bare, *asked) == 2
     assert "model.dimensions: expected annotated scores of ethics in the training data" in capsys.readouterr().err
+    assert trains(home, tmp_path / "b", *bare, *asked, "--dry-run") == 2
+    assert "model.dimensions: expected annotated scores of ethics in the training data" in capsys.readouterr().err
     assert trains(home, tmp_path / "c", *bare, "--data.critique", "none") == 0
+
+
+def test_a_dry_run_of_folds_is_one_of_the_first_without_its_queries(home, tmp_path, capsys):
+    folds = ("--folds", "4", "--trainer.max_steps", "-1", "--trainer.max_epochs", "1")
+    assert trains(home, tmp_path / "out", *folds, "--dry-run=true") == 0
+    found = " ".join(capsys.readouterr().out.split())
+    queries = int(re.search(r"train-reward, (\d+) queries, the first of 4 trainings", found)[1])
+    assert 20 < queries < 28, "about three quarters of 32"
+    assert f"steps {queries // BATCH} of" in found
+    assert trains(home, tmp_path / "out", "--folds", "0", "--dry-run") == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_finished_run_is_not_taken_for_one_on_other_data(home, trained, tmp_path, capsys):

@@ -39,6 +39,8 @@ def require_device(options: Mapping[str, Any]) -> None:
 
 def memory_of(options: Mapping[str, Any], gib: float | None) -> int | None:
     """Bytes of each device: those that are told, or of the first GPU here; None where nobody knows."""
+    if gib is not None and gib <= 0:
+        raise ValueError(f"run.device_memory: expected more than 0 GiB, got {gib:g}")
     if gib is not None:
         return int(gib * 2**30)
     if _on_gpu(options) and torch.cuda.is_available():
@@ -51,7 +53,7 @@ def _on_gpu(options: Mapping[str, Any]) -> bool:
 
 
 def _mixed(options: Mapping[str, Any]) -> bool:
-    return str(options["precision"]).startswith("bf16")
+    return str(options["precision"]).startswith(("bf16", "16"))
 
 
 def _nodes(options: Mapping[str, Any]) -> int:

@@ -94,9 +94,11 @@ class Sharded(ModelParallelStrategy):
         parts = [part for part in self.model.modules() if isinstance(part, FSDPModule)] if self.replicas > 1 else []
         for part in parts:
             part.set_requires_all_reduce(False, recurse=False)
-        yield
-        for part in parts:
-            part.set_requires_all_reduce(True, recurse=False)
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.set_requires_all_reduce(True, recurse=False)
 
     def model_to_device(self) -> None:
         """All to its device, but for weights that live in the memory of the host."""

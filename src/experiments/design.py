@@ -79,16 +79,17 @@ class Design:
             raise ValueError("evaluate: expected one command or more, got none; they measure the metric")
         for number, words in enumerate(self.evaluate):
             places = {place for word in words for place in re.findall(r"\{(\w+)\}", word)}
-            if unknown := places - set(_PLACES):
-                known = ", ".join(f"{{{place}}}" for place in _PLACES)
-                raise ValueError(f"evaluate.{number}: expected {known}, got {{{min(unknown)}}}")
-            if "out" not in places or not places & ({"model", "run"} if number == 0 else {"model", "run", "before"}):
+            known = set(_PLACES) - ({"before"} if number == 0 else set())
+            if unknown := places - known:
+                told = ", ".join(f"{{{place}}}" for place in _PLACES if place in known)
+                raise ValueError(f"evaluate.{number}: expected {told}, got {{{min(unknown)}}}")
+            asks = bool(places & {"model", "run"})
+            needed = {"out"} | ({"split"} if self.test_split and asks else set())
+            if not needed <= places or not (asks or "before" in places):
                 raise ValueError(
-                    f"evaluate.{number}: expected {{out}}, and {{model}}, {{run}} or, of a command behind another, "
-                    f"{{before}}, got {' '.join(words)!r}"
+                    f"evaluate.{number}: expected {{out}}, and {{model}} or {{run}}, with {{split}} where there is a "
+                    f"test_split, or {{before}} behind another command, got {' '.join(words)!r}"
                 )
-        if self.test_split and not any("{split}" in word for words in self.evaluate for word in words):
-            raise ValueError("evaluate: expected {split} in a command, as there is a test_split; say which is asked")
 
     def claimed(self) -> dict[str, Any]:
         """What may not change once the sweep has begun."""

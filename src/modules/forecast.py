@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .flops import Cost, tokens_of
-from .memory import Batches, Estimate, estimate
+from .memory import Batches, Estimate, estimate, size
 from .pace import MACHINES, Query, pace
 from .packed import lengths
+from .sharded import require_together
 
 if TYPE_CHECKING:
     from ..batches import PackedQueries
@@ -50,6 +52,8 @@ class Forecast(NamedTuple):
         """What there is to tell, with its name."""
         yield from self.found.rows()
         yield "operations per step", f"{self.flops:.2e}"
+        if self.found.layout.way == "sharded":
+            yield "host of rank 0, at the end", size(self.found.weights * self.found.layout.shards)
         if self.seconds is not None:
             whole = self.seconds * self.found.batches.steps / 60
             told = f"{whole:.1f} minutes" if whole < 120 else f"{whole / 60:.1f} hours"
@@ -69,6 +73,8 @@ def forecast(
     `tokens` has those of every query, with what responses share counted once.
     """
     reader = module.empty()
+    if layout.way == "sharded":
+        require_together(reader)
     shared, cost, again = reader.step == "shared_prefix", Cost(reader.backbone), module.config.activation_checkpointing
     some = [batch([number]) for number in range(0, len(tokens), -(-len(tokens) // _SOME))]
     work = [cost.work(each, shared, again) for each in some]
@@ -87,8 +93,8 @@ def forecast(
     flops = sum(each.flops for each in work) / len(work) * steps.global_batch
     seconds = None
     if gpu is not None and shared and not layout.offload:
-        usual = _query(sorted(some, key=lambda each: each.rows.input_ids.shape[1])[len(some) // 2], cost)
-        seconds = pace(reader.backbone, layout, batches, usual, MACHINES[gpu]).seconds
+        queries = (_query(each, cost) for each in some)
+        seconds = fmean(pace(reader.backbone, layout, batches, query, MACHINES[gpu]).seconds for query in queries)
     return Forecast(estimate(reader.backbone, layout, batches), flops, seconds)
 
 

@@ -106,17 +106,18 @@ class Estimate:
         if self.device > usable * capacity:
             cure = "micro_batch, max_tokens" + ("" if self.batches.again else ", activation_checkpointing")
             raise ValueError(
-                f"memory: expected at most {usable * capacity / _GIB:.1f} GiB per GPU, this needs about "
-                f"{self.device / _GIB:.1f} GiB; shard over more ranks (configs/trainer/fsdp.yaml), train adapters "
+                f"memory: expected at most {size(usable * capacity)} per device, this needs about "
+                f"{size(self.device)}; shard over more ranks (configs/trainer/fsdp.yaml), train adapters "
                 f"(lora), or see {cure}"
             )
 
     def rows(self) -> list[tuple[str, str]]:
         """What there is to tell, with its name."""
-        parts = ("weights", "gradients", "optimiser", "gathered", "activations", "logits", "stepping")
-        where = "host" if self.layout.offload else "GPU"
-        names = [f"{name} ({where if name in parts[:3] else 'GPU'})" for name in parts]
-        memory = [(name, size(getattr(self, part))) for name, part in zip(names, parts, strict=True)]
+        kept = [f"{name} (host)" if self.layout.offload else name for name in ("weights", "gradients", "optimiser")]
+        numbers = [self.weights, self.gradients, self.optimiser, self.gathered, self.activations, self.logits]
+        numbers += [self.beginning, self.ending, self.stepping]
+        names = (*kept, "gathered", "activations", "logits", "backward begins", "backward ends", "AdamW steps")
+        memory = [(name, size(number)) for name, number in zip(names, numbers, strict=True)]
         at_once = self.batches.micro_batch * self.layout.ranks
         queries = self.batches.steps * self.batches.global_batch
         highest = max(self.moments, key=lambda name: self.moments[name])
@@ -125,8 +126,7 @@ class Estimate:
             ("shards", f"{self.layout.shards} in {self.layout.replicas} replicas"),
             ("parameters", f"{self.parameters:,}, of which {self.trained:,} are trained"),
             *memory,
-            ("per GPU", size(self.device)),
-            ("highest", _MOMENTS[highest]),
+            ("per device", f"{size(self.device)}, the most, {_MOMENTS[highest]}"),
             ("steps", f"{self.batches.steps:,} of {self.batches.global_batch // at_once} micro-batches per rank"),
             ("tokens", f"{queries * self.batches.mean_tokens:,.0f}"),
         ]

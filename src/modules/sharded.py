@@ -36,11 +36,7 @@ def built(config: BackboneConfig, reader: Callable[[Backbone], R], shard: Shard 
         return reader(config.load())
     body, weights = config.empty()
     whole = reader(body)
-    if whole.rows_at_once is not None:
-        raise ValueError(
-            f"rows_at_once: expected null with sharded weights, got {whole.rows_at_once}: ranks would gather them in "
-            "another order each; leave it off, or take a smaller micro_batch"
-        )
+    require_together(whole)
     of_tower = body.read_layers  # whoever has media then has gradients for all of them
     for layer in [*of_tower, *body.layers(body.decoder)]:
         weights.fill(layer)
@@ -52,6 +48,15 @@ def built(config: BackboneConfig, reader: Callable[[Backbone], R], shard: Shard 
     if config.features is None:
         body.apart = tuple(of_tower)
     return whole
+
+
+def require_together(reader: PackedReader) -> None:
+    """Refuse a reader whose ranks would gather weights in another order each."""
+    if reader.rows_at_once is not None:
+        raise ValueError(
+            f"rows_at_once: expected null with sharded weights, got {reader.rows_at_once}: ranks would gather them in "
+            "another order each; leave it off, or take a smaller micro_batch"
+        )
 
 
 def gathered(reader: R, again: Callable[[], R]) -> R | None:

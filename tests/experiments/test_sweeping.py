@@ -57,8 +57,10 @@ def test_an_evaluation_may_take_two_commands_of_which_the_second_reads_what_the_
 
 
 def test_an_evaluation_without_metrics_is_a_failure(home):
-    with pytest.raises(ValueError, match=r"1 failed .*metrics\.json, found none; a command must write it to \{out\}"):
-        home.sweep(axes={"x": [1]}, evaluate=[["copy", "--model", "{model}", "--out", "{out}"]])
+    copy = ["copy", "--model", "{model}", "--out", "{out}"]
+    measure = ["evaluate", "--model", "{model}", "--split", "{split}", "--out", "{out}"]
+    with pytest.raises(ValueError, match=r"1 failed .*metrics\.json from command 0, found none; it must write to"):
+        home.sweep(axes={"x": [1]}, evaluate=[copy, measure])
     assert home.account("x1-seed0").status == "failed"
 
 
@@ -132,8 +134,13 @@ def test_a_program_that_reads_the_same_options_otherwise_is_refused(home):
         ({"axes": {"x": [1], "run.seed": [0]}}, "axes: run.seed is said by the sweep itself"),
         ({"evaluate": [["evaluate", "{modle}", "{out}", "{run}"]]}, "evaluate.0: expected .* got {modle}"),
         ({"evaluate": [["evaluate", "{model}"]]}, "evaluate.0: expected {out}"),
-        ({"evaluate": [["evaluate", "{before}", "{out}"]]}, "evaluate.0: expected {out}, and {model}, {run} or"),
-        ({"evaluate": [["evaluate", "{model}", "{out}"]], "test_split": "test"}, "evaluate: expected {split} in a"),
+        ({"evaluate": [["evaluate", "{before}", "{model}", "{out}"]]}, "evaluate.0: expected .*, got {before}"),
+        ({"evaluate": [["evaluate", "{model}", "{out}"]], "test_split": "test"}, "{split} where there is a"),
+        (
+            {"evaluate": [["a", "{model}", "{split}", "{out}"], ["b", "{model}", "{out}"]], "test_split": "test"},
+            "evaluate.1: expected {out}, and {model} or {run}, with {split}",
+        ),
+        ({"evaluate": [["a", "{model}", "{out}"], ["b", "{out}"]]}, "evaluate.1: expected .* or {before} behind"),
         ({"evaluate": []}, "evaluate: expected one command or more"),
         ({"baselines": [{"x": 7}]}, "baselines: expected overrides of a cell, got {'x': 7}"),
         ({"fraction": 0}, "fraction: expected more than 0"),
