@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from base64 import b64decode, b64encode
 from binascii import Error as Broken
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
@@ -20,8 +22,6 @@ from .videos import sample, spread
 Films = Literal["pictures", "film"]
 """A film as several pictures, or as a film: the form of vLLM, which takes its frames as they are."""
 _LARGE = 4 * 2**20
-_SECONDS = 30
-"""In which a film that came with a conversation is decoded."""
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _LEFT_OUT: tuple[object, ...] = (None, [], "")
 """What clients that send an answer back write into fields that say nothing."""
@@ -79,11 +79,15 @@ class Room:
         pictures: At most so many, frames of films among them.
         pixels: At most so many, of all pictures together.
         frames: Of a film that comes as a file.
+        pieces: At most so many turns and parts of them.
+        seconds: In which all its films are decoded.
     """
 
     pictures: int
     pixels: int
     frames: int
+    pieces: int = 2000
+    seconds: float = 30
     shown: int = 0
 
     def take(self, number: int = 1) -> int:
@@ -98,6 +102,13 @@ class Room:
         self.pixels -= picture.width * picture.height
         return picture
 
+    @contextmanager
+    def watch(self) -> Iterator[float]:
+        """The seconds that are left to decode a film, and what it took of them."""
+        begun = time.monotonic()
+        yield max(self.seconds, 0)
+        self.seconds -= time.monotonic() - begun
+
 
 def as_messages(chat: Sequence[Any], room: Room) -> list[Message]:
     """The conversation that plain JSON holds: what `as_chat` writes, and what other clients do.
@@ -105,6 +116,12 @@ def as_messages(chat: Sequence[Any], room: Room) -> list[Message]:
     Media stand in it as data. An address of anything else is refused: it would be opened from this machine, for
     somebody who may not.
     """
+    parts = [row["content"] for row in chat if isinstance(row, Mapping) and isinstance(row.get("content"), list)]
+    if (pieces := len(chat) + sum(map(len, parts))) > room.pieces:  # which cost time even where they are empty
+        raise RecordError(
+            f"messages: expected at most {room.pieces:,} turns and parts of them, got {pieces:,}; join texts that "
+            "stand together"
+        )
     return [_message(row, place, room) for place, row in enumerate(chat)]
 
 
@@ -150,7 +167,8 @@ def _film(url: str, room: Room) -> Frames:
         frames = data.split(",", room.pictures)
         return [room.fill(decode(_data(head, frame), max_pixels=room.take()).image) for frame in frames]
     pixels = room.take(room.frames)
-    film = sample(_data(head, data), room.frames, max_pixels=pixels, max_seconds_of_decoding=_SECONDS).frames
+    with room.watch() as left:
+        film = sample(_data(head, data), room.frames, max_pixels=pixels, max_seconds_of_decoding=left).frames
     return [room.fill(film[place]) for place in spread(len(film), room.frames)]
 
 

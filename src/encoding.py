@@ -10,9 +10,9 @@ One function serves training and inference, so the two cannot drift apart.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,15 +81,17 @@ def encode_prompt(processor: Any, messages: Sequence[Message]) -> Encoded:  # no
             f"chat template: expected {len(texts)} user texts in it, found {len(holes)}; "
             "a template must show every text part once"
         )
-    pieces = [encode_text(processor.tokenizer, text) for text in texts]
+    tokenizer = processor.tokenizer
+    structure = structure_tokens(tokenizer)  # once, as some families add thousands
+    pieces = [_encoded(tokenizer, text, structure) for text in texts]
     per_token = {name: out.pop(name)[0] for name in list(out) if _is_per_token(out[name], len(ids))}
     spliced = {
         name: _splice(value, holes, [torch.zeros(len(p), dtype=value.dtype) for p in pieces])
         for name, value in per_token.items()
     }
     features = {name: value for name, value in out.items() if isinstance(value, torch.Tensor)}
-    lengths = [len(piece) - 1 for piece in pieces]
-    starts = tuple(hole + sum(lengths[:place]) for place, hole in enumerate(holes))
+    before = accumulate((len(piece) - 1 for piece in pieces), initial=0)
+    starts = tuple(hole + more for hole, more in zip(holes, before, strict=False))  # the last is of what ends there
     return Encoded(_splice(ids, holes, pieces), features, spliced, starts)
 
 
@@ -99,7 +101,10 @@ def encode_text(tokenizer: Any, text: str) -> Tensor:  # noqa: ANN401
     The tokenizer splits special tokens itself. Other added tokens it makes whatever it is told, so a text with one
     is cut inside each, where it can no longer be recognised, and its pieces are encoded apart.
     """
-    structure = structure_tokens(tokenizer)
+    return _encoded(tokenizer, text, structure_tokens(tokenizer))
+
+
+def _encoded(tokenizer: Any, text: str, structure: Mapping[str, int]) -> Tensor:  # noqa: ANN401
     ids = _plain_ids(tokenizer, text)
     cut = not set(ids).isdisjoint(structure.values())
     if cut:

@@ -7,46 +7,50 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from socket import socket
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from .batches import PackedRows
 from .checkpoints import processor_of, require_safetensors
-from .encoding import Message
+from .encoding import Message, encode_text
 from .fields import at_least
 from .modules.answering import Answerer, Choosing, Talks, placed
 from .modules.loading import Number
 from .modules.opinions import scorable
 from .modules.packed import lengths
-from .modules.rewardmodel import ENTRY, Load, RewardModel, Scored, judging_of
-from .modules.speaking import Saying
-from .queries import Query
+from .modules.rewardmodel import ENTRY, RewardModel, Scored, judging_of
+from .modules.speaking import Saying, UnwantedError
 from .serving import listening
 from .serving.app import Defaults, Server
 from .serving.asked import Choosing as Asked
 from .serving.desk import Limits
-from .serving.guard import is_loopback
+from .serving.guard import secret_of
 from .serving.refusals import RefusedError
 from .serving.scores import Scorer, Wanted
-from .serving.worker import Read, Speaker
+from .serving.worker import Read, Speaker, ending
 from .strictjson import loads
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _CRITIQUE = 512
 """Tokens of a critique where a request says nothing, as `mmrlhf score` has it."""
+_SPARE = 128
+"""Connections beside those that are answered or wait: of who is told that there is no place, or says nothing."""
+_BRANCHES = 8
+"""So many times the text of a longest conversation may stand in all responses to score together."""
 
 
 def serve(
     policy: str | None = None,
     reward: str | None = None,
     name: str | None = None,
+    reward_name: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     key: str | None = None,
@@ -71,7 +75,8 @@ def serve(
     Args:
         policy: A checkpoint that answers chats: folder, or name on the hub.
         reward: A reward model that scores responses: folder, or name on the hub.
-        name: Under which the policy is asked; default: as it is given.
+        name: Under which the policy is asked; default: the last part of its folder, without `model`, or as on the hub.
+        reward_name: Under which the reward model is asked; default: likewise.
         host: Where to listen. Another than this machine alone takes a key.
         port: Where to listen.
         key: The name of the environment variable that holds the key, never a key; default: whoever reaches it may ask.
@@ -82,7 +87,7 @@ def serve(
         at_once: At most so many requests are answered together.
         waiting: At most so many more wait; others are sent away with 429.
         max_seconds: After so many seconds a request is given up.
-        max_body: At most so many bytes in a request.
+        max_body: At most so many bytes in a request, and four times as many in all that wait.
         max_pictures: At most so many pictures in a conversation, frames of films among them.
         max_pixels: At most so many pixels in all pictures of a conversation together.
         dtype: The type of the weights. In bfloat16 rounding may make an answer another among other requests.
@@ -91,46 +96,34 @@ def serve(
     at_least(1, frames=frames, max_new_tokens=max_new_tokens, context=context, at_once=at_once, max_seconds=max_seconds)
     at_least(1, max_body=max_body, max_pictures=max_pictures, max_pixels=max_pixels)
     at_least(0, waiting=waiting, temperature=temperature)
-    secret = _secret(key, host)
-    names = _checked(policy, reward, name, context)
+    secret = secret_of(key, host)
+    names = _checked(policy, reward, (name, reward_name), context)
     place = placed(device)
-    limits = Limits(at_once, waiting, max_seconds, max_body, max_pictures, max_pixels, max_new_tokens)
+    limits = Limits(
+        at_once, waiting, max_seconds, body=max_body, pictures=max_pictures, pixels=max_pixels, tokens=max_new_tokens
+    )
     with closing(listening.listen(host, port)) as taken:
         speaker = _speaker(Answerer(policy, dtype, device), names[0], context) if policy else None
-        scorer = _scorer(_Bounded.of(reward, dtype, place, context), reward) if reward else None
-        server = Server(speaker, scorer, limits, Defaults(temperature, frames), host, secret)
-        server.start()
-        address = f"http://{f'[{host}]' if ':' in host else host}:{taken.getsockname()[1]}"
-        log.info("serves %s at %s; try:  %s", " and ".join(server.names), address, _trial(address, server, key))
-        try:
-            listening.loop_of(server.app, lambda: server.leave(listening.GRACE)).run(sockets=[taken])
-        finally:
-            server.stop(listening.GRACE)
+        judge = RewardModel.from_pretrained(reward, dtype=dtype, device=place) if reward else None
+        scorer = _scorer(judge, names[1], context) if judge else None
+        _run(Server(speaker, scorer, limits, Defaults(temperature, frames), host, secret), taken, host, key)
 
 
-def _secret(key: str | None, host: str) -> str | None:
-    """The key that clients must have, if they must have one."""
-    if key is None:
-        if not is_loopback(host):
-            raise ValueError(
-                f"host: expected 127.0.0.1, or a key beside {host}, where others reach it; put one into an environment "
-                "variable, and give the name of that as --key"
-            )
-        return None
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
-        raise ValueError(
-            "key: expected the name of an environment variable, got something else, which is not shown because it may "
-            "be a key; put the key into a variable, and give its name"
-        )
-    found = os.environ.get(key, "").strip()
-    if not re.fullmatch(r"[!-~]{8,}", found):
-        raise ValueError(
-            f"key: expected 8 plain letters or more in the environment variable {key}, got others or none; set it"
-        )
-    return found
+def _run(server: Server, taken: socket, host: str, key: str | None) -> None:
+    """Answer until a signal comes."""
+    server.start()
+    address = f"http://{f'[{host}]' if ':' in host else host}:{taken.getsockname()[1]}"
+    log.info("serves %s at %s; try:  %s", " and ".join(server.names), address, _trial(address, server, key))
+    most = server.limits.at_once + server.limits.waiting + _SPARE
+    try:
+        listening.loop_of(server.app, lambda: server.leave(listening.GRACE), most).run(sockets=[taken])
+    finally:
+        server.stop(listening.GRACE)
 
 
-def _checked(policy: str | None, reward: str | None, name: str | None, context: int | None) -> list[str]:
+def _checked(
+    policy: str | None, reward: str | None, names: tuple[str | None, str | None], context: int | None
+) -> list[str]:
     """The names under which both are asked; what cannot be served is refused, before weights are read."""
     if policy is None and reward is None:
         raise ValueError("policy: expected a checkpoint here or as reward, got neither; give --policy FOLDER")
@@ -142,10 +135,18 @@ def _checked(policy: str | None, reward: str | None, name: str | None, context: 
             )
     if reward is not None:
         judging_of(_sound(reward, context))
-    names = [name or policy or "", reward or ""]
-    if names[0] == names[1]:
-        raise ValueError(f"name: expected another than the reward model's, got {names[0]!r}; give another --name")
-    return names
+    found = [name or _name(given or "") for name, given in zip(names, (policy, reward), strict=True)]
+    if found[0] == found[1]:
+        raise ValueError(f"name: expected another than the reward model's, got {found[0]!r}; give another --name")
+    return found
+
+
+def _name(given: str) -> str:
+    """What a checkpoint is called by default: clients are not told where it lies."""
+    folder = Path(given).absolute()
+    if not given or not folder.is_dir():
+        return given
+    return folder.parent.name if folder.name == "model" else folder.name
 
 
 def _sound(given: str, context: int | None) -> Path:
@@ -172,12 +173,11 @@ def _speaker(answerer: Answerer, name: str, context: int | None) -> Speaker:
     # A tokenizer is not made for two threads, and one reads while the other speaks.
     reading = copy.copy(answerer)
     reading.processor = copy.deepcopy(answerer.processor)
-    longest = max(map(len, reading.processor.tokenizer.get_vocab()))
+    longest = _longest(reading.processor)
 
     def read(messages: Sequence[Message]) -> Read:
         letters = sum(len(part) for message in messages for part in message.parts if isinstance(part, str))
-        if letters > known * longest:  # so no text keeps the one thread that reads for long
-            raise _too_long(known, letters // longest)
+        _require_letters(letters, known, longest)
         prompt = reading.read(messages)
         return Read(prompt, prompt.tokens)
 
@@ -194,39 +194,57 @@ def _speaker(answerer: Answerer, name: str, context: int | None) -> Speaker:
     return Speaker(name, known, read, begin, step, answerer.text)
 
 
-def _scorer(model: RewardModel, name: str) -> Scorer:
-    """A reward model as a plain function."""
+class _Ready(NamedTuple):
+    """What is to be scored, as tokens."""
 
-    def score(wanted: Wanted) -> Sequence[Scored]:
-        saying = Saying(wanted.most or _CRITIQUE) if wanted.critique == "generated" else None
-        told: dict[str, Any] = {"critique": wanted.critique, "critiques": wanted.critiques, "media": wanted.load}
-        return _within_memory(lambda: model.score(wanted.query, wanted.responses, saying=saying, **told))
-
-    return Scorer(name, model.judging.frames, score)
+    rows: PackedRows
+    critiques: Sequence[str]
+    saying: Saying | None
+    """How critiques are generated, where they are."""
 
 
-class _Bounded(RewardModel):
-    """One that refuses what is longer than it knows."""
+def _scorer(model: RewardModel, name: str, context: int | None) -> Scorer:
+    """A reward model as plain functions."""
+    known = context or _known(model.reader.backbone.config)
+    reading = copy.copy(model)
+    reading.processor = copy.deepcopy(model.processor)
+    longest = _longest(reading.processor)
+    end = 1 + len(encode_text(reading.processor.tokenizer, model.judging.after_critique))  # of a critique
 
-    known = 0
+    def read(wanted: Wanted) -> _Ready:
+        query, critiques = wanted.query, wanted.critiques or [""] * len(wanted.responses)
+        asked = sum(map(len, (query.system, query.prompt, *(turn.text for turn in query.history))))
+        said = [len(each) + len(critique) for each, critique in zip(wanted.responses, critiques, strict=True)]
+        _require_letters(max(asked + max(said), sum(said) // _BRANCHES), known, longest)
+        rows = reading.rows(query, wanted.responses, wanted.critiques, wanted.load)
+        ((prefix, segments),) = lengths(rows)
+        used = prefix + max(segments)
+        generated = wanted.critique == "generated"
+        most = wanted.most or max(1, min(_CRITIQUE, known - used - end))
+        if (needed := used + (most + end) * generated) > known:
+            raise _too_long(known, needed)
+        return _Ready(rows, critiques, Saying(most) if generated else None)
 
-    @classmethod
-    def of(cls, folder: str, dtype: Number, device: torch.device, context: int | None) -> _Bounded:
-        """Load it."""
-        found = cls.from_pretrained(folder, dtype=dtype, device=device)
-        assert isinstance(found, _Bounded)
-        found.known = context or _known(found.reader.backbone.config)
-        return found
+    def score(ready: _Ready, waits: Callable[[], bool]) -> Sequence[Scored]:
+        try:
+            if ready.saying:
+                return _within_memory(partial(model.said, ready.rows, ready.saying, waits))
+            return _within_memory(partial(model.weighed, ready.rows, ready.critiques))
+        except UnwantedError as error:  # which nobody hears, unless it is the server that goes
+            raise ending() from error
 
-    def rows(
-        self, query: Query, responses: Sequence[str], critiques: Sequence[str] = (), media: Path | Load | None = None
-    ) -> PackedRows:
-        """The row of `RewardModel`."""
-        found = super().rows(query, responses, critiques, media)
-        ((prefix, segments),) = lengths(found)
-        if (longest := prefix + max(segments)) > self.known:
-            raise _too_long(self.known, longest)
-        return found
+    return Scorer(name, model.judging.frames, read, score)
+
+
+def _longest(processor: Any) -> int:  # noqa: ANN401 - transformers is untyped
+    """The most letters that a token may stand for."""
+    return max(map(len, processor.tokenizer.get_vocab()))
+
+
+def _require_letters(letters: int, known: int, longest: int) -> None:
+    """Refuse what is too long whatever its tokens are, so that no text keeps the one thread that reads for long."""
+    if letters > known * longest:
+        raise _too_long(known, letters // longest)
 
 
 def _too_long(known: int, tokens: int) -> RefusedError:
@@ -239,6 +257,10 @@ def _within_memory(function: Callable[[], T]) -> T:
         return function()
     except torch.OutOfMemoryError as error:
         raise MemoryError("of the device") from error
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" in str(error):  # which has no error of its own
+            raise MemoryError("of the machine") from error
+        raise
 
 
 def _trial(address: str, server: Server, key: str | None) -> str:

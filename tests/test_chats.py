@@ -11,9 +11,11 @@ import av
 import numpy as np
 import pytest
 
+from mmrlhf import chats
 from mmrlhf.chats import Room, as_chat, as_messages
 from mmrlhf.encoding import Message
 from mmrlhf.fields import RecordError
+from mmrlhf.videos import Film
 
 from .datamodules.made import opened, picture
 
@@ -154,3 +156,34 @@ def test_pictures_and_their_pixels_are_counted_over_the_whole_conversation():
         as_messages(film, room(pictures=2))
     with pytest.raises(RecordError, match="expected at most 2,399 pixels"):
         as_messages(film, room(pixels=7199))
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [
+        [{"role": "user", "content": ""}] * 11,
+        [{"role": "user", "content": [{"type": "text", "text": ""}] * 10}],
+        [{"role": "user", "content": [7] * 9}] * 2,
+    ],
+)
+def test_turns_and_parts_are_counted_before_any_is_read(chat):
+    with pytest.raises(RecordError, match=r"^messages: expected at most 10 turns and parts of them, got (11|20)"):
+        as_messages(chat, Room(4, 100_000, 3, pieces=10))
+    fits = [{"role": "user", "content": [{"type": "text", "text": ""}] * 9}]
+    assert len(as_messages(fits, Room(4, 100_000, 3, pieces=10))[0].parts) == 9
+    with pytest.raises(RecordError, match="expected at most 2,000 turns"):
+        as_messages(chat[:1] * 2001, room())
+
+
+def test_films_of_a_conversation_share_the_time_in_which_they_are_decoded(monkeypatch):
+    clock, left = [0.0], []
+
+    def sample(data, frames, *, max_pixels, max_seconds_of_decoding):
+        left.append(max_seconds_of_decoding)
+        clock[0] += 20
+        return Film([opened(picture(1))], (), ())
+
+    monkeypatch.setattr(chats, "sample", sample)
+    monkeypatch.setattr(chats.time, "monotonic", lambda: clock[0])
+    as_messages(asking(address(b"film", "video/mp4"), "video_url") * 3, Room(9, 10**6, 1))
+    assert left == [30, 10, 0]

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import AddedToken
 
+from mmrlhf import encoding
 from mmrlhf.encoding import Message, encode_prompt, encode_response, encode_text, messages_of, structure_tokens
 from mmrlhf.queries import Media, Query, Turn
 from mmrlhf.world.policy import CHAT_TEMPLATE, FRAMES, TILE_TOKENS, build_processor, train_tokenizer
@@ -189,3 +190,20 @@ def test_media_stand_where_the_query_puts_them():
         Message("assistant", ("Ho",)),
         Message("user", ("a.png", "First ", "b.png", "second")),
     ]
+
+
+def test_where_texts_begin_is_told_of_each_of_many(processor):
+    words = ["", "a ring", "the shapes", "", "red"] * 40
+    encoded = encode_prompt(processor, [Message("user", tuple(words))])
+    pieces = [encode_text(processor.tokenizer, text) for text in words]
+    for start, piece in zip(encoded.text_starts, pieces, strict=True):
+        assert encoded.input_ids[start : start + len(piece)].equal(piece)
+    found = [start - len(piece) for start, piece in zip(encoded.text_starts[1:], pieces[:-1], strict=True)]
+    assert found == list(encoded.text_starts[:-1]), "they stand side by side"
+
+
+def test_of_many_texts_the_structure_is_looked_up_once(processor, monkeypatch):
+    calls, real = [], encoding.structure_tokens
+    monkeypatch.setattr(encoding, "structure_tokens", lambda tokenizer: calls.append(1) or real(tokenizer))
+    encode_prompt(processor, [Message("user", ("a",) * 30)])
+    assert len(calls) == 1

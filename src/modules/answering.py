@@ -53,7 +53,8 @@ class Choosing(NamedTuple):
     top_p: float = 1.0
     """Tokens are drawn among the likeliest, as many as have this share together."""
     seed: int = 0
-    """Of what is drawn, which depends on it and on the conversation, and not on the batch."""
+    """Of the luck with which tokens are drawn: with the same a conversation gets the same answer, whoever is answered
+    beside it."""
 
 
 class Prompt(NamedTuple):

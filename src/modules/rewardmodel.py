@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 
 from ..batches import Continuation, PackedRows, moved, pack
-from ..checkpoints import processor_of, require_safetensors, resolved
+from ..checkpoints import processor_of, resolved
 from ..encoding import Part, encode_prompt, encode_response, encode_text
 from ..fields import Fields
 from ..jsonl import loads
@@ -23,9 +23,10 @@ from ..judging import judge_messages, pieces
 from ..media import load as load_media
 from ..prompts import Template
 from ..queries import Media, Query
-from .loading import Number, load_backbone
+from .loading import Number
 from .packed import Step
-from .reward import Judged, RewardHead, RewardReader, require_dimensions
+from .reward import Judged, RewardReader, require_dimensions
+from .rewardhead import NAME, body_of, head_of
 from .rewardlosses import as_annotated
 from .saving import Form, save_folder
 from .speaking import Saying, agreed, spoken
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from .attention import Kernel
 
-HEAD, ENTRY = "reward_head", "reward_model"
+HEAD, ENTRY = NAME, "reward_model"
 """Where the head is in the safetensors, and what it is asked in the config."""
 ASKED = "judging.json"
 """The file of a training that tells what its reward model is asked."""
@@ -150,8 +151,8 @@ class RewardModel:
     ) -> RewardModel:
         """Load body and head from a folder, or from a repository of the hub; neither pickles nor code are read."""
         folder = resolved(name_or_path, revision)
-        judging, head = judging_of(folder), _head(folder, getattr(torch, dtype))
-        body = load_backbone(str(folder), dtype=dtype)
+        judging, head = judging_of(folder), head_of(folder, getattr(torch, dtype))
+        body = body_of(folder, dtype)
         reader = RewardReader(body, head, step, chunk, kernel, rows_at_once).to(device)
         return cls(reader, processor_of(folder), judging)
 
@@ -232,16 +233,22 @@ class RewardModel:
                 f"and {'a' if speak else 'no'} speak"
             )
         if critique == "generated" and speak is None:
-            rows = self.rows(query, responses, media=media)
-            after = self.judging.after_critique
-            told = spoken(self.reader, self.processor.tokenizer, rows, saying or Saying(), after)
-            said = [agreed(each) for each in told]
-            return [self._scored(each.reward, each.text, torch.tensor(each.dimensions)) for each in said]
+            return self.said(self.rows(query, responses, media=media), saying or Saying())
         if speak is not None:
             critiques = speak(self.rows(query, responses, media=media))
-        found = self.judged(self.rows(query, responses, critiques, media))
-        texts = critiques or [""] * len(responses)
-        return list(map(self._scored, found.rewards.tolist(), texts, found.dimensions))
+        return self.weighed(self.rows(query, responses, critiques, media), critiques or [""] * len(responses))
+
+    def said(self, rows: PackedRows, saying: Saying, wanted: Callable[[], bool] = lambda: True) -> list[Scored]:
+        """The scores of the responses of rows with critiques that are generated; `wanted` is that of `spoken`."""
+        after = self.judging.after_critique
+        told = spoken(self.reader, self.processor.tokenizer, rows, saying, after, wanted)
+        said = [agreed(each) for each in told]
+        return [self._scored(each.reward, each.text, torch.tensor(each.dimensions)) for each in said]
+
+    def weighed(self, rows: PackedRows, critiques: Sequence[str]) -> list[Scored]:
+        """The scores of the responses of rows with the critiques that the rows hold, '' for none."""
+        found = self.judged(rows)
+        return list(map(self._scored, found.rewards.tolist(), critiques, found.dimensions))
 
     def _scored(self, reward: float, critique: str, dimensions: Tensor) -> Scored:
         scores = as_annotated(dimensions).tolist()
@@ -262,31 +269,6 @@ def judging_of(folder: Path) -> Judging:
         return Judging.of(config[ENTRY])
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from error
-
-
-def _head(folder: Path, dtype: torch.dtype) -> RewardHead:
-    """The head in the safetensors of a folder."""
-    from safetensors import safe_open
-
-    require_safetensors(folder)
-    found: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as tensors:
-            found |= {name: tensors.get_tensor(name) for name in tensors.keys() if name.startswith(f"{HEAD}.")}  # noqa: SIM118
-    named = {name.removeprefix(f"{HEAD}."): tensor for name, tensor in found.items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
-    width, outputs = shapes.get("dense.bias", (0,))[0], shapes.get("out.bias", (0,))[0]
-    wanted = {"dense.weight": (width, width), "dense.bias": (width,), "out.weight": (outputs, width)}
-    if not width or not outputs or shapes != wanted | {"out.bias": (outputs,)}:
-        raise ValueError(
-            f"{folder}: expected a reward head ({HEAD}.dense and {HEAD}.out, weight and bias) in its safetensors, got "
-            f"{shapes or 'none'}; without its own head a reward model gives numbers by chance: save it again"
-        )
-    if not all(tensor.isfinite().all() for tensor in named.values()):
-        raise ValueError(f"{folder}: expected a reward head of finite numbers, got others; train it again")
-    head = RewardHead(width, outputs - 1, dtype)
-    head.load_state_dict(named)
-    return head
 
 
 def _require_same(dimensions: int, judging: Judging) -> None:

@@ -20,7 +20,7 @@ from .packed import lengths
 from .remembering import memories
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -60,6 +60,10 @@ class Saying:
             )
 
 
+class UnwantedError(Exception):
+    """Nobody waits for what was being said."""
+
+
 class Spoken(NamedTuple):
     """One critique, and what the model says at its end."""
 
@@ -80,11 +84,13 @@ def spoken(
     rows: PackedRows,
     saying: Saying,
     after: str = "",
+    wanted: Callable[[], bool] = lambda: True,
 ) -> list[tuple[Spoken, ...]]:
     """The critiques that each response of packed rows is given, in the order of the responses.
 
     The rows hold nothing that is supervised: each segment ends where a critique begins. The head judges behind
-    `after`, which follows the end of each critique.
+    `after`, which follows the end of each critique. `wanted` is asked before every token: with no, all ends in an
+    `UnwantedError`.
     """
     if (rows.labels != IGNORED).any():
         raise ValueError("rows: expected responses and no critiques, got some; make the rows without them")
@@ -96,7 +102,7 @@ def spoken(
         stops = stops_of(reader.backbone, tokenizer.eos_token_id, luck.device)
         tail = torch.cat([stops[:1], encode_text(tokenizer, after).to(stops)]) if after else stops[:1]
         kept = memories(reader, rows, saying.samples)
-        talks = [_talk(reader, memory, luck[voices], saying, stops, tail) for voices, memory in kept]
+        talks = [_talk(reader, memory, luck[voices], saying, (stops, tail), wanted) for voices, memory in kept]
         tokens, sizes, scores = (torch.cat(each).cpu() for each in zip(*talks, strict=True))
     found = []
     for said, size, (reward, *others) in zip(tokens, sizes.tolist(), scores.tolist(), strict=True):
@@ -156,18 +162,26 @@ def _chosen(logits: Tensor, temperature: float, luck: Tensor) -> Tensor:
 
 
 def _talk(
-    reader: RewardReader, memory: Together | Alone, luck: Tensor, saying: Saying, stops: Tensor, tail: Tensor
+    reader: RewardReader,
+    memory: Together | Alone,
+    luck: Tensor,
+    saying: Saying,
+    ends: tuple[Tensor, Tensor],
+    wanted: Callable[[], bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What is said from here on, (critiques, most tokens); how much of it counts, (critiques,); and the scores.
 
     A critique that ends goes on with the tail, whatever it ended with, and is judged at the tail's last token.
     """
+    stops, tail = ends
     states, most, media = memory.begin(), saying.max_new_tokens, media_of(reader.backbone, stops.device)
     live = torch.arange(len(states), device=states.device)
     said = stops.new_zeros(len(live), most + len(tail))
     sizes, read = torch.empty_like(live), torch.zeros_like(live)  # read: of the tail
     scores = torch.empty(len(live), 1 + reader.head.dimensions, dtype=torch.float64, device=states.device)
     for step in range(most + len(tail)):
+        if not wanted():
+            raise UnwantedError
         if step < most:
             logits = reader.backbone.head(states).index_fill(1, media, -torch.inf)
             tokens = _chosen(logits, saying.temperature, luck[live, step])

@@ -19,15 +19,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..chats import Room
 from .asked import Talk, opened, talk_of
-from .desk import Desk, Limits, body_of, pass_over, unless_gone
+from .bodies import Body
+from .desk import Desk, Limits, unless_gone
 from .growing import Growing, Piece
 from .guard import Guard, refused
 from .refusals import RefusedError, refusal_of
-from .scores import Scorer, Wanted, wanted_of
+from .scores import Scorer, wanted_of
 from .told import Telling, event, models, scored
 from .worker import Read, Speaker, Worker
 
-Answering = Callable[[bytes, Send, asyncio.Timeout], Coroutine[Any, Any, Response | None]]
+Answering = Callable[[Body, Send, asyncio.Timeout], Coroutine[Any, Any, Response | None]]
 """Answers a body in time: with a response, or by itself."""
 _SENT_AWAY, _PATIENCE = 429, 5
 
@@ -115,24 +116,28 @@ class Server:
             message = f"model: expected one of {', '.join(map(repr, known))}, got {name!r:.200}"
             raise RefusedError(message, 404, "model_not_found", "model")
 
-    async def _score(self, body: bytes, _: Send, __: asyncio.Timeout) -> Response:
+    async def _score(self, body: Body, _: Send, __: asyncio.Timeout) -> Response:
         assert self.scorer is not None
-        scorer, wanted = self.scorer, await self.desk.read(lambda: self._wanted(body))
-        return JSONResponse(scored(scorer.name, await self.desk.call(lambda: scorer.score(wanted))))
+        scorer, rows = self.scorer, await self.desk.read(lambda: self._wanted(body.data))
+        body.drop()
+        return JSONResponse(scored(scorer.name, await self.desk.call(lambda waits: scorer.score(rows, waits))))
 
-    def _wanted(self, data: bytes) -> Wanted:
-        """What is to be scored."""
+    def _wanted(self, data: bytes) -> Any:  # noqa: ANN401 - the scorer's
+        """What is to be scored, as the model reads it."""
         assert self.scorer is not None
         body = opened(data)
         self._require(body.get("model", self.scorer.name), [self.scorer.name])
-        room = Room(self.limits.pictures, self.limits.pixels, self.scorer.frames)
-        wanted = wanted_of(body, room, self.limits.responses)
+        wanted = wanted_of(body, self._room(self.scorer.frames), self.limits.responses)
         _require_tokens(wanted.most, self.limits.tokens)
-        return wanted
+        return self.scorer.read(wanted)
 
-    async def _chat(self, body: bytes, send: Send, clock: asyncio.Timeout) -> Response | None:
+    def _room(self, frames: int) -> Room:
+        return Room(self.limits.pictures, self.limits.pixels, frames)
+
+    async def _chat(self, body: Body, send: Send, clock: asyncio.Timeout) -> Response | None:
         assert self.speaker is not None
-        talk, read = await self.desk.read(lambda: self._read(body))
+        talk, read = await self.desk.read(lambda: self._read(body.data))
+        body.drop()
         growing = Growing(self.speaker.text, self._most(talk, read), talk.stops, talk.stream)
         seed = secrets.randbits(63) if talk.choosing.seed is None else talk.choosing.seed
         telling = Telling(self.speaker.name, read.tokens, talk.usage)
@@ -151,8 +156,7 @@ class Server:
         assert self.speaker is not None
         body = opened(data)
         self._require(body.get("model"), [self.speaker.name])
-        room = Room(self.limits.pictures, self.limits.pixels, self.defaults.frames)
-        talk = talk_of(body, room, self.defaults.temperature)
+        talk = talk_of(body, self._room(self.defaults.frames), self.defaults.temperature)
         _require_tokens(talk.most, self.limits.tokens)
         return talk, self.speaker.read(talk.messages)
 
@@ -182,21 +186,24 @@ class _Post:
         self._desk, self._answer = desk, answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request, limits = Request(scope, receive), self._desk.limits
-        with suppress(ClientDisconnect):
-            async with asyncio.timeout(limits.seconds) as clock:
+        request, desk = Request(scope, receive), self._desk
+        chunks = request.stream()
+        with suppress(ClientDisconnect), desk.bodies.body() as body:
+            async with asyncio.timeout(desk.limits.seconds) as clock:
                 try:
-                    with self._desk.place():
-                        body = await body_of(request, limits.body)
-                        response = await unless_gone(receive, self._turn(body, send, clock))
+                    desk.require_place()
+                    await desk.bodies.fill(body, request, chunks)
                 except RefusedError as refusal:
                     if refusal.status == _SENT_AWAY:
-                        await pass_over(request, limits.body)
+                        body.drop()
+                        await desk.bodies.pass_over(chunks)
                     raise
+                with desk.place():  # not before: whoever writes slowly would keep it from others
+                    response = await unless_gone(receive, self._turn(body, send, clock))
             if response is not None:
                 await response(scope, receive, send)
 
-    async def _turn(self, body: bytes, send: Send, clock: asyncio.Timeout) -> Response | None:
+    async def _turn(self, body: Body, send: Send, clock: asyncio.Timeout) -> Response | None:
         async with self._desk.turn():
             return await self._answer(body, send, clock)
 

@@ -29,7 +29,9 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "tool_choice": ("none", "auto"),
 }
 """The values of other options with which they change nothing."""
-_MOST_STOPS = 4
+_MOST_STOPS, _LONGEST_STOP = 4, 256
+_BRACKETS, _COMMAS = 50_000, 500_000
+"""In a body, those in texts among them: while a body is parsed, nothing else runs."""
 
 
 class Choosing(NamedTuple):
@@ -55,6 +57,12 @@ class Talk(NamedTuple):
 
 def opened(data: bytes) -> dict[str, Any]:
     """The options in a body; null is as good as nothing."""
+    for sign, found, most in (
+        ("[ and {", data.count(b"[") + data.count(b"{"), _BRACKETS),
+        (",", data.count(b","), _COMMAS),
+    ):
+        if found > most:
+            raise RecordError(f"body: expected at most {most:,} times {sign}, got {found:,}; send less at once")
     body = loads(data, max_bytes=len(data))
     if not isinstance(body, dict):
         raise RecordError(f"body: expected a JSON object, got {body!r:.60}")
@@ -132,7 +140,10 @@ def _stops(fields: Fields) -> tuple[str, ...]:
         raise RecordError(
             f"stop: expected a text, or a list of at most {_MOST_STOPS} that are not empty, got {value!r:.60}"
         )
-    return tuple(check_text(text, "stop") for text in found)
+    stops = tuple(check_text(text, "stop") for text in found)
+    if (longest := max(map(len, stops), default=0)) > _LONGEST_STOP:  # each is looked for at every token
+        raise RecordError(f"stop: expected at most {_LONGEST_STOP} letters in each, got {longest:,}; shorten it")
+    return stops
 
 
 def _usage(fields: Fields, stream: bool) -> bool:

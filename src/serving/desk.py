@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from .asked import Choosing
+from .bodies import Bodies
 from .growing import Growing, Piece
+from .reading import Reader
 from .refusals import RefusedError
 from .worker import Worker, ending
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
-_PASSED_OVER = 4
-"""Of a body that is too long so many times the limit is still taken in: a client that is writing hears nothing."""
+_TOGETHER = 4
+"""So many bodies of the largest size may be in memory."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Limits:
         pixels: Of all pictures of a conversation together.
         tokens: Of an answer.
         responses: To be scored in a request.
+        body_seconds: In which a body comes in.
     """
 
     at_once: int
@@ -47,6 +48,7 @@ class Limits:
     pixels: int
     tokens: int
     responses: int = 64
+    body_seconds: float = 30
 
 
 class Desk:
@@ -61,8 +63,8 @@ class Desk:
         self.worker, self.limits = worker, limits
         self._turns = asyncio.Semaphore(limits.at_once)
         self._here, self._closed = 0, False
-        # One thread: tokenizers and processors are not made for several.
-        self._reader = ThreadPoolExecutor(1, "reading")
+        self._reader = Reader()
+        self.bodies = Bodies(limits.body, _TOGETHER * limits.body, limits.body_seconds)
 
     def close(self) -> None:
         """Let nobody in any more; who has a turn keeps it."""
@@ -70,11 +72,10 @@ class Desk:
 
     def stop(self) -> None:
         """End what still goes on."""
-        self._reader.shutdown(wait=False, cancel_futures=True)
+        self._reader.stop()
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place for one request, or a refusal."""
+    def require_place(self) -> None:
+        """Refuse whoever would get none."""
         if self._closed:
             raise ending()
         if self._here >= self.limits.at_once + self.limits.waiting:
@@ -83,6 +84,11 @@ class Desk:
                 429,
                 "queue_full",
             )
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place for one request, or a refusal."""
+        self.require_place()
         self._here += 1
         try:
             yield
@@ -99,11 +105,25 @@ class Desk:
 
     async def read(self, function: Callable[[], T]) -> T:
         """Run what takes a while and no model, apart from the loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._reader, function)
+        found: T = await asyncio.wrap_future(self._reader.call(function))
+        return found
 
-    async def call(self, function: Callable[[], T]) -> T:
-        """Run what needs a model."""
-        found: T = await asyncio.wrap_future(self.worker.call(function))
+    async def call(self, function: Callable[[Callable[[], bool]], T]) -> T:
+        """Run what needs a model, and is given a question: whether anybody still waits for it.
+
+        What it was called with was read without a fault, so no failure is the client's.
+        """
+        gone = threading.Event()
+        try:
+            found: T = await asyncio.wrap_future(
+                self.worker.call(lambda: function(lambda: self.worker.alive and not gone.is_set()))
+            )
+        except ValueError as error:
+            if isinstance(error, RefusedError):
+                raise
+            raise RuntimeError("the model failed") from error
+        finally:
+            gone.set()
         return found
 
     async def pieces(self, prompt: Any, choosing: Choosing, growing: Growing) -> AsyncGenerator[Piece, None]:  # noqa: ANN401
@@ -126,34 +146,6 @@ class Desk:
                     return
         finally:
             self.worker.leave(key)
-
-
-async def body_of(request: Request, most: int) -> bytes:
-    """The JSON that a request holds, of limited size."""
-    form = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if form != "application/json":  # which a page in a browser cannot send to another site without being allowed to
-        raise RefusedError(f"Content-Type: expected application/json, got {form!r:.60}; say so in the header")
-    parts, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > most:
-            break
-        parts.append(chunk)
-    if size > most:
-        await pass_over(request, most)
-        raise RefusedError(
-            f"expected at most {most:,} bytes, got more; send fewer or smaller pictures", 413, "request_too_large"
-        )
-    return b"".join(parts)
-
-
-async def pass_over(request: Request, most: int) -> None:
-    """Take in the rest of a body that is not wanted, within bounds: a client that still writes hears no refusal."""
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > _PASSED_OVER * most:
-            return
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -35,7 +35,7 @@ class Growing:
     ) -> None:
         self._text, self._most, self._stops, self._stream = text, most, stops, stream
         self._ids: list[int] = []
-        self._told, self._settled, self._at = 0, "", 0
+        self._told, self._settled, self._at = "", "", 0
 
     def add(self, token: int, over: bool) -> Piece:
         """What the next token adds; where the answer is over, the token is no part of it."""
@@ -49,16 +49,19 @@ class Growing:
             text, finish = text[: min(found)], "stop"
         elif finish is None:
             text = self._certain(text)
-        piece = text[self._told :] if finish or self._stream else ""
-        self._told += len(piece)
+        # Some tokenizers take characters back that were whole, while bytes behind them are not.
+        goes_on = (finish or self._stream) and text.startswith(self._told)
+        piece = text[len(self._told) :] if goes_on else ""
+        self._told += piece
         return Piece(piece, tokens, finish)
 
     def _so_far(self) -> str:
         """The text of all tokens, of which early ones are not looked at again and again."""
         window = self._ids[self._at :]
-        text = self._text(window)
-        half = len(window) // 2
-        if len(window) >= _WINDOW and (first := self._text(window[:half])) + self._text(window[half:]) == text:
+        text, half = self._text(window), len(window) // 2
+        if len(window) < _WINDOW or (first := self._text(window[:half])).endswith(_BROKEN):
+            return self._settled + text
+        if first + self._text(window[half:]) == text:
             self._settled, self._at, text = self._settled + first, self._at + half, text[len(first) :]
         return self._settled + text
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hmac
+import os
+import re
 from collections.abc import Mapping
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -58,6 +60,28 @@ def refused(refusal: RefusedError) -> JSONResponse:
     """A refusal as it is sent."""
     headers: Mapping[str, str] = refusal.headers
     return JSONResponse(refusal.body, refusal.status, headers=headers)
+
+
+def secret_of(key: str | None, host: str) -> str | None:
+    """The key that clients must have, if they must have one: `key` is the variable that holds it."""
+    if key is None:
+        if not is_loopback(host):
+            raise ValueError(
+                f"host: expected 127.0.0.1, or a key beside {host}, where others reach it; put one into an environment "
+                "variable, and give the name of that as --key"
+            )
+        return None
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+        raise ValueError(
+            "key: expected the name of an environment variable, got something else, which is not shown because it may "
+            "be a key; put the key into a variable, and give its name"
+        )
+    found = os.environ.get(key, "").strip()
+    if not re.fullmatch(r"[!-~]{8,}", found):
+        raise ValueError(
+            f"key: expected 8 plain letters or more in the environment variable {key}, got others or none; set it"
+        )
+    return found
 
 
 def is_loopback(host: str) -> bool:

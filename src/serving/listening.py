@@ -32,8 +32,11 @@ def listen(host: str, port: int) -> socket.socket:
     return taken
 
 
-def loop_of(app: ASGIApp, leaving: Callable[[], None]) -> uvicorn.Server:
-    """What serves until SIGINT or SIGTERM; `leaving` is called then, before connections are closed."""
+def loop_of(app: ASGIApp, leaving: Callable[[], None], connections: int | None = None) -> uvicorn.Server:
+    """What serves until SIGINT or SIGTERM; `leaving` is called then, before connections are closed.
+
+    Where there are more connections than these, requests are refused with 503.
+    """
     # No log of its own: it would hold whatever clients send.
     config = uvicorn.Config(
         app,
@@ -43,6 +46,7 @@ def loop_of(app: ASGIApp, leaving: Callable[[], None]) -> uvicorn.Server:
         ws="none",
         server_header=False,
         proxy_headers=False,
+        limit_concurrency=connections,
         timeout_graceful_shutdown=GRACE + 2,
     )
     return _Server(config, leaving)

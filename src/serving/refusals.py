@@ -31,7 +31,11 @@ class RefusedError(ValueError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """When to come again, where that helps; and that a key is asked for."""
+        """When to come again, where that helps, and that it does not; and that a key is asked for."""
+        if self.code == "timeout":
+            return {"x-should-retry": "false"}  # OpenAI's clients would ask at once for as much as before
+        if self.code == "slow_body":
+            return {"Connection": "close"}  # the rest of it is not waited for
         told = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "5"}}
         return told.get(self.status, {})
 

@@ -52,7 +52,10 @@ class Scorer(NamedTuple):
     """Under which it is asked."""
     frames: int
     """Of a film."""
-    score: Callable[[Wanted], Sequence[Score]]
+    read: Callable[[Wanted], Any]
+    """What is to be scored as the model reads it; apart from the model."""
+    score: Callable[[Any, Callable[[], bool]], Sequence[Score]]
+    """The scores of what was read, as long as somebody waits for them."""
 
 
 def wanted_of(body: object, room: Room, most: int) -> Wanted:

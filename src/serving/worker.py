@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from ..encoding import Message
 from .asked import Choosing
 from .growing import Growing, Piece
+from .reading import answer
 from .refusals import RefusedError, refusal_of
 
 log = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ class Worker:
             self._leaving.clear()
             call = self._calls.popleft() if self._calls else None
         if call:
-            _answer(*call)
+            answer(*call)
         if coming:
             self._begin(coming)
         if self._running or leaving:
@@ -212,12 +213,3 @@ def ending() -> RefusedError:
     return RefusedError(
         "expected a server that stays, got one that is ending; ask again when it is back", 503, "ending"
     )
-
-
-def _answer(future: Future[Any], function: Callable[[], Any]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(function())
-    except Exception as error:  # noqa: BLE001 - it is raised where it is waited for
-        future.set_exception(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 
 import pytest
 import torch
@@ -382,3 +383,19 @@ def test_judging_survives_json():
     with pytest.raises(ValueError, match="question"):
         Judging(Template("bad", "{response}"), 4)
     assert copy.copy(JUDGING).template.digest == JUDGING.as_dict()["template"]["digest"]
+
+
+def test_transformers_is_not_surprised_at_the_head_and_is_at_anything_else(own, caplog, monkeypatch):
+    logger = logging.getLogger("transformers")
+    monkeypatch.setattr(logger, "propagate", True)
+    kind = type(made("llava")[0])
+    before = kind._keys_to_ignore_on_load_unexpected
+    with caplog.at_level(logging.WARNING):
+        RewardModel.from_pretrained(own)
+    assert "reward_head" not in caplog.text
+    assert kind._keys_to_ignore_on_load_unexpected == before
+    change_head(own, lambda tensors: tensors.update({"another.weight": torch.zeros(1)}))
+    with caplog.at_level(logging.WARNING):
+        RewardModel.from_pretrained(own)
+    assert "another.weight" in caplog.text
+    assert "reward_head" not in caplog.text

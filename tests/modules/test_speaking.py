@@ -18,7 +18,7 @@ from mmrlhf.modules.backbone import backbone_of
 from mmrlhf.modules.families import family_of
 from mmrlhf.modules.reward import RewardReader
 from mmrlhf.modules.rewardmodel import RewardModel
-from mmrlhf.modules.speaking import Saying, Spoken, agreed, spoken
+from mmrlhf.modules.speaking import Saying, Spoken, UnwantedError, agreed, spoken
 
 from .queries import FRAMES
 from .test_reward import TEMPLATE, judged_rows, judged_samples, laid_out, lively_head
@@ -378,3 +378,14 @@ def test_a_reward_model_gives_a_reward_and_the_critique_that_it_wrote():
             assert scored.critique in {each.text for each in several}
             raw = torch.tensor([each.dimensions for each in several]).mean(0).tolist()
             assert scored.dimensions == pytest.approx(dict(zip(NAMED, [3 + 2 * each for each in raw], strict=True)))
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "llava"])
+def test_what_nobody_waits_for_ends_before_its_next_token(family):
+    asks = []
+    reader, tokenizer, rows = judge(family), made(family)[1].tokenizer, laid_out(family, asked(family)[:1])
+    with pytest.raises(UnwantedError):
+        spoken(reader, tokenizer, rows, SAYING, wanted=lambda: asks.append(1) or len(asks) < 3)
+    assert len(asks) == 3
+    whole = spoken(reader, tokenizer, rows, SAYING, wanted=lambda: True)
+    assert [each.text for (each,) in whole] == [each.text for (each,) in spoken(reader, tokenizer, rows, SAYING)]

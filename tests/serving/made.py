@@ -130,5 +130,6 @@ def until(condition, seconds=5.0):
         time.sleep(0.01)
 
 
-def scorer(score, name="judge", frames=2):
-    return Scorer(name, frames, score)
+def scorer(score, name="judge", frames=2, read=lambda wanted: wanted):
+    """A reward model whose scores are those of a function of what is wanted."""
+    return Scorer(name, frames, read, lambda wanted, waits: score(wanted))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import decoders
 
 from mmrlhf.serving.growing import Growing, Piece
 
@@ -79,3 +80,29 @@ def test_long_answers_are_not_looked_at_from_the_beginning_at_every_token():
 def test_characters_across_what_is_settled_stay_whole(split):
     said = "a" * split + "\U0001f680\u4f60" * 40
     assert "".join(piece.text for piece in grown(said.encode())) == said
+
+
+FALLBACK = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+
+
+def fallen(ids):
+    """Text of a tokenizer that decodes runs of bytes, which are all broken where one character in them is."""
+    return FALLBACK.decode([chr(-number) if number < 0 else f"<0x{number:02X}>" for number in ids])
+
+
+@pytest.mark.parametrize("cut", range(1, 60))
+def test_a_stream_takes_nothing_back_where_bytes_are_decoded_in_runs(cut):
+    said = [*(-ord(letter) for letter in "ok "), *("\U00013000\u4f60" * 8).encode(), -ord("!")]
+    growing = Growing(fallen, cut, stream=True)
+    pieces = [growing.add(token, over=False).text for token in said[:cut]]
+    told, whole = "".join(pieces), fallen(said)
+    assert whole.startswith(told.rstrip("\ufffd"))
+    assert all("\ufffd" not in piece for piece in pieces[:-1])
+    assert "\ufffd" not in told or told.rstrip("\ufffd") == "ok ", "garbage stands behind whole characters"
+
+
+def test_long_runs_of_bytes_are_whole_in_the_end():
+    said = [-ord("a"), *("\u4f60" * 50).encode(), *[-ord("b")] * 70]
+    growing = Growing(fallen, 10_000, stream=True)
+    told = "".join(growing.add(token, over=False).text for token in said)
+    assert told == "a" + "\u4f60" * 50 + "b" * 70

@@ -19,10 +19,10 @@ SEEN = []
 
 
 def length(wanted):
-    """The longer the better; a model that is asked for what it cannot do says so."""
+    """The longer the better; some questions break it."""
     SEEN.append(wanted)
-    if "impossible" in wanted.query.prompt:
-        raise ValueError("query 'messages': expected something possible")
+    if "wrong" in wanted.query.prompt:
+        raise ValueError("secret words")
     if "broken" in wanted.query.prompt:
         raise RuntimeError("secret words")
     critiques = wanted.critiques or [f"{wanted.critique} of {text}" for text in wanted.responses]
@@ -32,9 +32,16 @@ def length(wanted):
     ]
 
 
+def readable(wanted):
+    """What is asked for what cannot be read says so."""
+    if "impossible" in wanted.query.prompt:
+        raise ValueError("query 'messages': expected something possible")
+    return wanted
+
+
 @pytest.fixture(scope="module")
 def address():
-    with running(Bytes().speaker(), scorer(length)) as address:
+    with running(Bytes().speaker(), scorer(length, read=readable)) as address:
         yield address
 
 
@@ -137,9 +144,10 @@ def test_conversations_that_the_reward_model_cannot_read_are_refused(address, me
 
 def test_another_model_is_not_found_and_a_failure_of_ours_says_nothing_of_itself(address):
     assert posted(address, responses=["a"], model="bytes").status_code == 404
-    found = posted(address, [{"role": "user", "content": "broken"}], responses=["a"])
-    assert (found.status_code, found.json()["error"]["code"]) == (500, "model_failed")
-    assert "secret" not in found.text
+    for question in ("broken", "wrong"):
+        found = posted(address, [{"role": "user", "content": question}], responses=["a"])
+        assert (found.status_code, found.json()["error"]["code"]) == (500, "model_failed")
+        assert "secret" not in found.text
 
 
 def test_policy_and_reward_model_are_served_side_by_side(address):

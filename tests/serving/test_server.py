@@ -14,7 +14,7 @@ import openai
 import pytest
 from starlette.requests import Request
 
-from mmrlhf.serving.desk import body_of
+from mmrlhf.serving.bodies import Bodies
 from mmrlhf.serving.refusals import RefusedError
 
 from ..datamodules.made import picture
@@ -346,7 +346,10 @@ def test_what_does_not_fit_into_the_context_is_refused_as_openai_does(asked, mod
         (b'{"model": "bytes", "model": "bytes"}', "expected each name once"),
         (b'{"temperature": NaN}', "expected finite numbers"),
         (b"\xff", "expected UTF-8"),
-        (b"[" * 100_000, "few levels of brackets"),
+        (b"[" * 40_000, "few levels of brackets"),
+        (b"[" * 50_001, "expected at most 50,000 times [ and {, got 50,001"),
+        (b"[{" * 25_001, "expected at most 50,000 times [ and {, got 50,002"),
+        (b"[" + b"1," * 500_001 + b"1]", "expected at most 500,000 times ,"),
     ],
 )
 def test_a_body_that_is_no_strict_json_is_refused(address, body, message):
@@ -368,6 +371,12 @@ def test_a_body_that_is_too_large_is_refused_however_it_comes(asked, address):
     assert found.status_code == 413
 
 
+async def filled(bodies, request):
+    with bodies.body() as body:
+        await bodies.fill(body, request, request.stream())
+        return body.data
+
+
 @pytest.mark.parametrize(("chunks", "taken"), [(20, 20), (1000, 52)])
 def test_the_rest_of_a_body_that_is_too_large_is_taken_in_within_bounds(chunks, taken):
     """So that a client which hears nothing until it has written all hears the refusal."""
@@ -379,7 +388,7 @@ def test_the_rest_of_a_body_that_is_too_large_is_taken_in_within_bounds(chunks, 
 
     scope = {"type": "http", "headers": [(b"content-type", b"application/json")]}
     with pytest.raises(RefusedError, match="expected at most 1,000 bytes"):
-        asyncio.run(body_of(Request(scope, receive), 1000))
+        asyncio.run(filled(Bodies(1000, 4000, 30), Request(scope, receive)))
     assert len(sent) == taken
 
 
