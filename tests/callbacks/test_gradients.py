@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -61,3 +63,37 @@ def test_every_training_is_checked_anew():
     fit(Parts(), check)
     with pytest.raises(ValueError, match=r"got none for unused\.0\.weight;"):
         fit(Parts(unused=1), check)
+
+
+class Cut(torch.nn.Module):
+    """A model whose projector gets zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.projector = torch.nn.Linear(1, 1)
+        for weight in self.parameters():
+            weight.grad = torch.zeros_like(weight)
+
+    def parts(self):
+        """What is trained, by part."""
+        return {"projector": list(self.parameters())}
+
+
+def steps_of(check, model, *steps):
+    """Steps of micro-batches that have media or not."""
+    check.on_train_start(None, model)
+    for step in steps:
+        for number, media in enumerate(step):
+            rows = SimpleNamespace(features={"pixel_values": 1} if media else {})
+            check.on_train_batch_start(None, model, SimpleNamespace(rows=rows), number)
+        check.on_before_optimizer_step(None, model, None)
+
+
+@pytest.mark.parametrize("steps", [[(True, False)], [(False, True)], [(False, False), (True, False)]])
+def test_a_part_that_learns_nothing_of_a_step_with_media_is_named(steps):
+    with pytest.raises(ValueError, match=r"not zero somewhere in the projector, which is trained, from batches with"):
+        steps_of(GradientCheck(), Cut(), *steps)
+
+
+def test_steps_without_media_tell_nothing_of_a_projector():
+    steps_of(GradientCheck(), Cut(), (False, False), (False,))
