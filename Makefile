@@ -24,7 +24,7 @@ drills: $(VENV)/installed ## Run the tests that take minutes, and print what the
 
 gpu: $(VENV)/installed ## Run the tests and the bench that need a GPU
 	$(BIN)/pytest -m gpu -s --timeout 1800
-	$(BIN)/python bench/gpu.py
+	$(BIN)/python bench/gpu.py --out gpu.json
 
 bench: $(VENV)/installed ## Measure steps, critiques, reading and the wait of a training, each against others
 	$(BIN)/python bench/dpo_step.py

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -114,9 +115,13 @@ def _misplaced(path: Path, expected: object) -> str | None:
     """What can be seen of a file without reading it."""
     if not isinstance(expected, dict) or expected.keys() != {"bytes", "sha256"}:
         return "is not described by the seal"
-    if path.is_symlink() or not path.is_file():
+    try:
+        told = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
         return "is missing, or a link"
-    size = path.stat().st_size
+    if not stat.S_ISREG(told.st_mode):
+        return "is missing, or a link"
+    size = told.st_size
     return None if size == expected["bytes"] else f"has {size:,} bytes instead of {expected['bytes']:,}"
 
 

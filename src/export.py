@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .callbacks.compute import ComputeLedger
-from .callbacks.resuming import chosen
+from .callbacks.resuming import chosen, removed
 from .checkpoints import processor_of
 from .durable import sealed
 from .fingerprint import of_file, of_value
@@ -21,7 +21,7 @@ from .modules.loading import Number
 from .modules.mmdpo import MMDPOModule
 from .modules.restoring import restore
 from .modules.reward import RewardReader
-from .modules.rewardmodel import ASKED, Judging, save_reward_model
+from .modules.rewardmodel import ASKED, Judging, judging_of, save_reward_model
 from .modules.saving import MADE_FROM, Form, save_folder
 from .options import ExplainingParser, guard_configs
 from .provenance import processor_digest
@@ -31,7 +31,6 @@ from .settings import differing
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .modules.backbone import Backbone
 
 Learner = MMDPOModule | CritiqueRewardModule
 log = logging.getLogger(__name__)
@@ -65,11 +64,12 @@ def export(
     _require_possible(module, merge, dtype)
     _require_free(run, out)
     told = of_policy(module, settings) if isinstance(module, MMDPOModule) else of_judge(module, _asked(run))
-    folder = _base(module)
+    folder = _base(module, base)
     state = chosen(run / CHECKPOINTS, step)
+    seal = _seal(state)
     made_from = {
         "checkpoint": state.parent.name,
-        "files": of_value((sealed(state.parent) or {}).get("files")),
+        "files": of_value(seal.get("files")),
         "base": of_value([of_file(folder / "config.json"), processor_digest(folder)]),
         "merge": merge,
         "dtype": dtype,
@@ -79,7 +79,8 @@ def export(
         return
     module.configure_model()
     kept = _restored(module, state)
-    card = _card(ALIGNED if isinstance(module, MMDPOModule) else JUDGES, settings, told, run, state, kept)
+    origin = told | {"checkpoint": state.parent.name}
+    card = _card(ALIGNED if isinstance(module, MMDPOModule) else JUDGES, settings, origin, run, seal, kept)
     _write(module, processor_of(folder), run, out, card, Form(merge, dtype, made_from))
     files = [path for path in out.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
@@ -156,22 +157,35 @@ def _is_there(out: Path, made_from: Mapping[str, Any]) -> bool:
 
 
 def _asked(run: Path) -> Judging:
-    """What the reward model of a training is asked."""
+    """What the reward model of a training is asked; one begun before there was a file for that tells it at its end."""
     path = run / ASKED
-    if not path.is_file():
-        raise ValueError(
-            f"{path}: expected what the reward model is asked, found no such file, as the training was begun before "
-            f"there was one; the command that it was begun with writes it, and at its end {run / MODEL}"
-        )
-    return Judging.of(loads(path.read_bytes()))
+    if path.is_file():
+        return Judging.of(loads(path.read_bytes()))
+    if (run / MODEL).exists():
+        return judging_of(run / MODEL)
+    raise ValueError(
+        f"{path}: expected what the reward model is asked, found no such file, as the training was begun before there "
+        "was one, and has not ended; go on with it by the command that it was begun with, which writes it"
+    )
 
 
-def _base(module: Learner) -> Path:
+def _base(module: Learner, said: str | None) -> Path:
     """The folder of the checkpoint that the training began with."""
     try:
         return module.config.folder
     except ValueError as error:
-        raise ValueError(f"{error}; if the checkpoint that the training began with was moved, say --base") from error
+        cure = "if the checkpoint that the training began with was moved, say --base"
+        if said is None and not Path(module.config.path).expanduser().is_absolute():
+            cure = "a run's paths are relative to where it was started: export from there; elsewhere, or " + cure
+        raise ValueError(f"{error}; {cure}") from error
+
+
+def _seal(state: Path) -> dict[str, Any]:
+    """What the seal of a checkpoint says; nothing of the only one of an older run, which has none."""
+    told = sealed(state.parent)
+    if told is None and not state.exists():
+        raise removed(state.parent)
+    return told or {}
 
 
 def _restored(module: Learner, state: Path) -> dict[str, Any]:
@@ -181,20 +195,17 @@ def _restored(module: Learner, state: Path) -> dict[str, Any]:
     except OSError as error:
         if state.exists():
             raise
-        raise ValueError(
-            f"{state.parent}: expected to read it to its end, but it was removed meanwhile, as a training that goes on "
-            "keeps the newest alone; export again, or copy the folder first"
-        ) from error
+        raise removed(state.parent) from error
 
 
-def _card(what: str, settings: Mapping[str, Any], told: Told, run: Path, state: Path, kept: Mapping[str, Any]) -> str:
+def _card(what: str, settings: Mapping[str, Any], told: Told, run: Path, seal: Told, kept: Mapping[str, Any]) -> str:
     """What is known of a model without the data that it was trained on."""
     digest = loads((run / DATA).read_bytes())["admission"] if (run / DATA).is_file() else "not known"
     data: Told = {"digest": digest, "all else": "not known, as the data were not read"}
-    devices = (sealed(state.parent) or {}).get("ranks", "not known")
+    devices = seal.get("ranks", "not known")
     cost: Told = kept["callbacks"].get(ComputeLedger().state_key, {"all else": "not known"}) | {"devices": devices}
     steps = int(kept["global_step"])
-    origin: Told = {"run": settings["run"]["name"] or run.resolve().name, "checkpoint": state.parent.name}
+    origin: Told = {"run": settings["run"]["name"] or run.resolve().name}
     return training_card(f"{what}, exported after step {steps}", settings, steps, data, origin | told, cost)
 
 
@@ -209,17 +220,7 @@ def _write(
     """Write what a training writes at its end."""
     whole = module.whole()
     assert whole is not None, "a single process has all of it"
-    _name_base(whole.backbone, module)
     if isinstance(whole, RewardReader):
         save_reward_model(whole, processor, _asked(run), out, card, form)
     else:
         save_folder(whole.backbone, processor, out, card, form)
-
-
-def _name_base(backbone: Backbone, module: Learner) -> None:
-    """Let adapters tell of a base from the hub its name there, and not where it lies in the cache of this machine."""
-    name, _, pinned = module.config.path.partition("@")
-    if Path(module.config.path).expanduser().is_dir():
-        return
-    for adapter in getattr(backbone.model, "peft_config", {}).values():
-        adapter.base_model_name_or_path, adapter.revision = name, pinned or module.config.revision

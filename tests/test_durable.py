@@ -195,6 +195,26 @@ def test_every_damage_is_found_and_named(tmp_path, damage, found):
     assert found in durable.fault(tmp_path / "step-1")
 
 
+@pytest.mark.parametrize("looks", [1, 2, 3])
+def test_a_file_that_goes_while_it_is_looked_at_is_damage_and_no_error(tmp_path, monkeypatch, looks):
+    write(tmp_path / "step-1")
+    left, stat = [looks], os.stat
+
+    def seen(path, **told):
+        found = stat(path, **told)
+        if str(path).endswith("three"):
+            left[0] -= 1
+            if left[0] == 0:
+                Path(path).unlink()
+        return found
+
+    monkeypatch.setattr(os, "stat", seen)
+    found = durable.fault(tmp_path / "step-1")
+    monkeypatch.undo()
+    there = (tmp_path / "step-1" / "three").exists()
+    assert (found is None) if there else found.startswith("damaged: three ")
+
+
 def test_what_can_be_seen_without_reading_is_found_without_reading(tmp_path):
     write(tmp_path / "step-1")
     flipped(tmp_path / "step-1" / "state/one", 0)

@@ -86,6 +86,10 @@ def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
@@ -159,10 +163,7 @@ def damage(file):
 @pytest.mark.parametrize("name", RUNS)
 def test_the_last_checkpoint_becomes_the_files_that_the_training_wrote(runs, tmp_path, name):
     export(runs / name, tmp_path / "out")
-    found, expected = (
-        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        for folder in (tmp_path / "out", runs / name / "model")
-    )
+    found, expected = (files(folder) for folder in (tmp_path / "out", runs / name / "model"))
     assert found.keys() - expected.keys() == {Path("export.json")}
     assert [str(path) for path in expected if found[path] != expected[path]] == ["README.md"]
 
@@ -195,10 +196,19 @@ def test_adapters_alone_say_with_peft_what_merged_ones_say(home, runs, tmp_path)
     AutoProcessor.from_pretrained(tmp_path / "alone")
 
 
-def test_adapters_tell_of_a_base_from_the_hub_its_name_and_not_where_it_is_kept(home, runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("mmrlhf.modules.loading.resolved", lambda *_, **__: home / "policy")
-    export(runs / "lora", tmp_path / "out", base="owner/policy@v1")
-    told = jsonl.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_bytes())
+@pytest.mark.parametrize("named", [("owner/policy@v1",), ("owner/policy", "--model.backbone.revision", "v1")])
+def test_adapters_tell_of_a_base_from_the_hub_its_name_and_not_where_it_is_kept(
+    home, runs, tmp_path, monkeypatch, named
+):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(home / "policy"))
+    _, *lora = RUNS["lora"]
+    told = words(home, tmp_path / "run", "train-dpo", *lora, "--model.backbone.path", *named)
+    assert cli.main(told) == 0
+    export(tmp_path / "run", tmp_path / "out")
+    found, trained = (files(folder) for folder in (tmp_path / "out", tmp_path / "run" / "model"))
+    assert [str(path) for path in trained if found[path] != trained[path]] == ["README.md"]
+    assert [path for path, content in found.items() if str(home).encode() in content] == []
+    told = jsonl.loads(trained[Path("adapter/adapter_config.json")])
     assert (told["base_model_name_or_path"], told["revision"]) == ("owner/policy", "v1")
     assert equal(weights(tmp_path / "out"), weights(runs / "lora" / "model"))
 
@@ -436,7 +446,6 @@ def test_the_parts_of_another_user_are_refused_before_they_are_read(runs, tmp_pa
         ("plain", "config.yaml", "[1]", "expected the settings of a training, found others"),
         ("plain", "config.yaml", "run: {out: ", "config.yaml: expected YAML, got while parsing"),
         ("plain", "config.yaml", "shards: a\n", "expected the settings of a training, found others"),
-        ("reward", "judging.json", None, "expected what the reward model is asked, found no such file"),
         ("plain", "checkpoints", None, "expected a checkpoint that is whole, found none; let the training write one"),
     ],
 )
@@ -446,6 +455,55 @@ def test_a_run_that_lacks_something_is_refused(own, tmp_path, name, file, text, 
     if text is not None:
         (run / file).write_text(text)
     with pytest.raises(ValueError, match=message):
+        export(run, tmp_path / "out")
+
+
+def test_a_reward_run_from_before_there_was_a_file_for_what_it_is_asked_tells_it_at_its_end(own, tmp_path):
+    run = own("reward")
+    (run / "judging.json").unlink()
+    export(run, tmp_path / "out")
+    found, expected = files(tmp_path / "out"), files(run / "model")
+    assert [str(path) for path in expected if found[path] != expected[path]] == ["README.md"]
+    (run / "model").rename(tmp_path / "away")
+    with pytest.raises(
+        ValueError, match=r"judging.json: expected what the reward model is asked, .* has not ended; go on with it"
+    ):
+        export(run, tmp_path / "other")
+
+
+@pytest.mark.parametrize("path", ["policy", "there/is/policy", "is/policy"])
+def test_a_run_whose_paths_are_relative_is_exported_from_where_it_was_started(home, own, tmp_path, monkeypatch, path):
+    def offline(*_, **__):
+        raise OSError("no connection")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    run = own("plain")
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace(f"path: {home}/policy", f"path: {path}"))
+    shutil.copytree(home / "policy", tmp_path / "start" / path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"paths are relative to where it was started: export from there.* say --base"):
+        export(run, tmp_path / "out")
+    with pytest.raises(ValueError, match="say --base") as refused:
+        export(run, tmp_path / "out", base="elsewhere/policy")
+    assert "relative" not in str(refused.value), "what is said here is relative to here"
+    export(run, tmp_path / "out", base=f"start/{path}")
+    monkeypatch.chdir(tmp_path / "start")
+    export(run, tmp_path / "from-there")
+    assert equal(weights(tmp_path / "out"), weights(tmp_path / "from-there"))
+
+
+def test_a_checkpoint_that_is_removed_before_its_seal_is_read_is_told(own, tmp_path, monkeypatch):
+    run = own("plain")
+    state = run / "checkpoints" / f"step-{STEPS:08d}" / "state"
+
+    def late(*_):
+        shutil.rmtree(state.parent)
+        return state
+
+    export(run, tmp_path / "out")  # which the same export would leave alone, and another is refused
+    monkeypatch.setattr("mmrlhf.export.chosen", late)
+    with pytest.raises(ValueError, match="step-00000004: expected to read it to its end, but it was removed"):
         export(run, tmp_path / "out")
 
 

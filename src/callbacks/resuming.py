@@ -58,16 +58,19 @@ def _sought(checkpoints: Path) -> tuple[Path | None, list[str]]:
     """The state of the newest checkpoint that is whole, and the faults of those that are newer."""
     # Absolute: Lightning would download what begins with "http".
     checkpoints = checkpoints.resolve()
-    faults: list[str] = []
-    for folder in by_step(checkpoints).values():
+    faults: dict[Path, str] = {}
+    # Listed anew each time: a training that goes on writes others, and removes what is looked at.
+    while folder := next((each for each in by_step(checkpoints).values() if each not in faults), None):
         state = folder / STATE
         found = fault(folder, thorough=is_rank_zero() or not state.is_dir())
+        if not folder.exists():
+            continue
         if found is None:
-            return state, faults
-        faults.append(f"{folder.name} ({found})")
+            return state, list(faults.values())
+        faults[folder] = f"{folder.name} ({found})"
         _log.warning("%s: passed over, %s", folder, found)
     last = checkpoints / LAST
-    return last if last.is_file() else None, faults
+    return last if last.is_file() else None, list(faults.values())
 
 
 def chosen(checkpoints: Path, step: int | None = None) -> Path:
@@ -88,16 +91,29 @@ def chosen(checkpoints: Path, step: int | None = None) -> Path:
             f"step: expected one of which {checkpoints} has a checkpoint ({', '.join(map(str, there)) or 'none'}), got "
             f"{step}; leave it out for the newest"
         )
-    elif found := fault(there[step]):
-        raise ValueError(
-            f"{there[step]}: expected a checkpoint that is whole, found it {found}; leave the step out for the newest "
-            "that is whole"
-        )
     else:
-        state = there[step] / STATE
+        state, found = there[step] / STATE, fault(there[step])
+        if not there[step].exists():
+            raise removed(there[step])
+        if found:
+            raise ValueError(
+                f"{there[step]}: expected a checkpoint that is whole, found it {found}; leave the step out for the "
+                "newest that is whole"
+            )
     if state.is_dir():
-        _require_own(state)
+        try:
+            _require_own(state)
+        except FileNotFoundError as error:
+            raise removed(state.parent) from error
     return state
+
+
+def removed(folder: Path) -> ValueError:
+    """What to tell of a checkpoint that was there, to whoever reads and does not train."""
+    return ValueError(
+        f"{folder}: expected to read it to its end, but it was removed meanwhile, as a training that goes on keeps the "
+        "newest alone; export again, or copy the folder first"
+    )
 
 
 def require_readable(state: Path, trainer: lightning.Trainer) -> None:

@@ -32,6 +32,8 @@ class Backbone(torch.nn.Module):
         self.model, self.family = model, family
         self.apart: tuple[Any, ...] = ()
         """Vision layers whose weights are sharded each for itself, and gathered only when one is called."""
+        self.tower_kept = False
+        """Whether what the vision tower says is read from a store, so that it never computes."""
         self.decoder.set_attn_implementation(attention.NAME)
         shorten(self.decoder)
 

@@ -97,14 +97,19 @@ class Store:
         return kept.reshape(names, rows, self.layout.width)
 
 
-def use(backbone: Backbone, folder: Path) -> Backbone:
-    """Let a backbone read what its vision tower says from a store; the tower itself then never computes."""
+def require_frozen(backbone: Backbone, folder: Path) -> None:
+    """Refuse to read from a store what a vision tower says that is trained."""
     trained = [name for name, weight in backbone.part("vision") if weight.requires_grad]
     if trained:
         raise ValueError(
             f"features: expected a frozen vision tower, got {len(trained)} parts of it that are trained, and what is "
             f"kept would not follow; set freeze.vision to true, or leave {folder} off"
         )
+
+
+def use(backbone: Backbone, folder: Path) -> Backbone:
+    """Let a backbone read what its vision tower says from a store; the tower itself then never computes."""
+    require_frozen(backbone, folder)
     tower = Tower(backbone)
     tower.fingerprint.require(Fingerprint.read(folder / STATES, _AGAIN), str(folder), _AGAIN)
     store = Store(folder)
@@ -120,4 +125,5 @@ def use(backbone: Backbone, folder: Path) -> Backbone:
         return tower.cut.output([store[place].to(like) for place in places], store.layout.states)
 
     tower.module.forward = forward
+    backbone.tower_kept = True
     return backbone

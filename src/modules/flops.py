@@ -51,7 +51,7 @@ class Cost:
         self.per_look = 4.0 * width * config.num_hidden_layers
         self.per_logits = 2.0 * backbone.head.weight.numel()
         tower = [weight for _, weight in backbone.part("vision") if weight.ndim >= 2]
-        self.per_patch = 2.0 * sum(weight.numel() for weight in tower)
+        self.per_patch = 0.0 if backbone.tower_kept else 2.0 * sum(weight.numel() for weight in tower)
         self.tower_trains = any(weight.requires_grad for weight in tower)
         side = backbone.config.vision_config.patch_size
         frames = getattr(backbone.config.vision_config, "temporal_patch_size", 1)

@@ -103,6 +103,8 @@ def _query(batch: PackedQueries, cost: Cost) -> Query:
 
 
 def _patches(batch: PackedQueries, cost: Cost) -> int:
+    if not cost.per_patch:  # the tower is not computed, its pictures are only names
+        return 0
     pixels = sum(seen.numel() for name, seen in batch.rows.features.items() if name.startswith("pixel_values"))
     return int(pixels // cost.pixels_per_patch)
 

@@ -13,7 +13,7 @@ import torch
 from ..checkpoints import require_pinned, require_safetensors, resolved
 from .backbone import Backbone, backbone_of
 from .families import Part, family_of
-from .features import use
+from .features import require_frozen, use
 from .weights import Weights, empty_model
 
 Number = Literal["float32", "bfloat16"]
@@ -97,7 +97,17 @@ def load_backbone(
         trust_remote_code=trust_remote_code,
     )
     ready = _ready(model, freeze, lora, activation_checkpointing)
+    if lora is not None and not Path(name_or_path).expanduser().is_dir():
+        _name_base(ready, name_or_path, revision)
     return ready if features is None else use(ready, Path(features))
+
+
+def _name_base(backbone: Backbone, name: str, revision: str | None) -> None:
+    """Let adapters and their card tell the name of their base on the hub, not where this machine's cache keeps it."""
+    name, _, pinned = name.partition("@")
+    backbone.whole.name_or_path = backbone.config.name_or_path = name
+    for adapter in backbone.model.peft_config.values():
+        adapter.base_model_name_or_path, adapter.revision = name, pinned or revision
 
 
 def _checked(name_or_path: str, revision: str | None, code: bool, weights: bool = True) -> Path:
@@ -213,7 +223,11 @@ class BackboneConfig:
         """The same for which no weights need be there, and none are read."""
         folder = _checked(self.path, self.revision, self.trust_remote_code, weights=False)
         model = empty_model(folder, getattr(torch, self.dtype), self.vision_attention, self.trust_remote_code)
-        return _ready(model, self.freeze, self.lora, self.activation_checkpointing)
+        ready = _ready(model, self.freeze, self.lora, self.activation_checkpointing)
+        if self.features is not None:
+            require_frozen(ready, Path(self.features))
+            ready.tower_kept = True
+        return ready
 
 
 def _for_training(backbone: Backbone) -> None:

@@ -190,8 +190,9 @@ def _collectives(body: Backbone, layout: Layout, links: _Links, tower_trains: bo
         return 0.0, 0.0, 2 * links.ring(4.0 * learning, layout.ranks)
     number = 2 if layout.mixed else 4
     decoder, tower = body.layers(body.decoder), body.read_layers
-    forward, back = [*decoder, *tower], [*decoder, *(tower if tower_trains else [])]
-    in_layers = {id(weight) for layer in forward for weight in layer.parameters()}
+    forward = [*decoder, *(tower if not body.tower_kept else [])]  # who does not compute is not gathered
+    back = [*decoder, *(tower if tower_trains else [])]
+    in_layers = {id(weight) for layer in (*decoder, *tower) for weight in layer.parameters()}
     apart = [weight for weight in body.parameters() if id(weight) not in in_layers]
     groups = [list(layer.parameters()) for layer in forward]
     gathered = [_numbers(group) for group in (*groups, apart, *(list(layer.parameters()) for layer in back))]

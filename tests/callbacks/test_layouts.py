@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
@@ -69,3 +71,9 @@ def test_the_memory_of_a_device_is_what_is_told_or_found(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert memory_of(STANDARD, 1.5) == 3 * 2**29
     assert memory_of(STANDARD, None) is None
+    sizes = [150_754_820_096, 1]  # of the first device, and of another one
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda at: SimpleNamespace(total_memory=sizes[at]))
+    assert memory_of(STANDARD, None) == 150_754_820_096
+    assert memory_of(STANDARD, 1.5) == 3 * 2**29
+    assert memory_of(STANDARD | {"accelerator": "cpu"}, None) is None

@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
 from mmrlhf import durable
-from mmrlhf.callbacks.resuming import by_step, folder_of, newest, require_readable
+from mmrlhf.callbacks.resuming import by_step, chosen, folder_of, newest, require_readable
 
 
 def saved(checkpoints, step, shards=False):
@@ -72,6 +72,50 @@ def test_the_only_file_of_an_older_version_is_gone_on_from_where_there_is_nothin
     assert newest(tmp_path) == folder / "state"
     damage(folder / "state")
     assert newest(tmp_path) == tmp_path / "last.ckpt"
+
+
+@pytest.fixture
+def going_on(tmp_path, monkeypatch):
+    """A training that, while its checkpoint after step 4 is verified, writes the next one and removes that."""
+    digest = durable._digest
+
+    def read(path):
+        if "step-00000004" in str(path):
+            durable.remove(tmp_path / "step-00000004")
+            saved(tmp_path, 6)
+        return digest(path)
+
+    monkeypatch.setattr(durable, "_digest", read)
+
+
+@pytest.mark.usefixtures("going_on")
+@pytest.mark.parametrize("sought", [newest, chosen])
+def test_a_checkpoint_that_is_removed_while_it_is_verified_gives_way_to_the_next(tmp_path, caplog, sought):
+    saved(tmp_path, 4)
+    with caplog.at_level(logging.WARNING, "mmrlhf"):
+        assert sought(tmp_path) == tmp_path / "step-00000006" / "state"
+    assert not caplog.records, "it was not damaged"
+
+
+@pytest.mark.usefixtures("going_on")
+def test_a_checkpoint_that_was_asked_for_and_is_removed_while_it_is_verified_is_told(tmp_path):
+    saved(tmp_path, 4)
+    with pytest.raises(ValueError, match="step-00000004: expected to read it to its end, but it was removed meanwhile"):
+        chosen(tmp_path, 4)
+
+
+def test_shards_that_are_removed_while_their_owner_is_looked_up_are_told(tmp_path, monkeypatch):
+    state, real = saved(tmp_path, 4, shards=True) / "state", type(tmp_path).lstat
+
+    def late(path):
+        if path == state:
+            durable.remove(tmp_path / "step-00000004")
+        return real(path)
+
+    monkeypatch.setattr("mmrlhf.callbacks.resuming.fault", lambda *_, **__: None)
+    monkeypatch.setattr(type(tmp_path), "lstat", late)
+    with pytest.raises(ValueError, match="step-00000004: expected to read it to its end, but it was removed meanwhile"):
+        chosen(tmp_path)
 
 
 def test_the_path_is_never_one_that_could_be_downloaded(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from mmrlhf.fingerprint import of_file
 from mmrlhf.modules.backbone import backbone_of
 from mmrlhf.modules.features import Layout, Store, use
+from mmrlhf.modules.flops import Cost
 from mmrlhf.modules.loading import BackboneConfig, Freeze, Lora, adapted, frozen, load_backbone
 from mmrlhf.modules.scorer import ResponseScorer
 from mmrlhf.modules.towers import Piece, Tower
@@ -165,6 +167,27 @@ def test_a_checkpoint_is_loaded_with_its_features(kept, tmp_path):
         tower = Tower(loaded).module
         tower.encoder.register_forward_hook(lambda *_: pytest.fail("the tower computes"))
         ResponseScorer(loaded)(rows)
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_vl"])
+def test_a_batch_with_kept_features_costs_what_it_costs_without_pictures(family, kept):
+    live, reading = backbone(family), backbone(family)
+    use(reading, kept(family))
+    shown_ = batch(made(family)[1], samples(KINDS[family]))
+    blind = shown_._replace(rows=shown_.rows._replace(features={}))
+    for again in (False, True):
+        without = Cost(live).work(blind, True, again)
+        assert Cost(reading).work(shown_, True, again) == without
+        assert Cost(live).work(shown_, True, again).flops > without.flops
+
+
+def test_shapes_know_of_kept_features_and_do_not_read_them(tmp_path):
+    made("llava_onevision")[0].save_pretrained(tmp_path / "model")
+    config = BackboneConfig(str(tmp_path / "model"), features=tmp_path / "nowhere")
+    assert config.shapes().tower_kept
+    assert not replace(config, features=None).shapes().tower_kept
+    with pytest.raises(ValueError, match=r"features: expected a frozen vision tower, got .* leave .*nowhere off"):
+        replace(config, freeze=Freeze(vision=False)).shapes()
 
 
 # Keys --------------------------------------------------------------------------------------------------------

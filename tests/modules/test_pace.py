@@ -145,7 +145,30 @@ def test_what_breaks_first_has_the_highest_strain():
     assert max(small, key=small.get) == "memory"
 
 
-def test_machines_are_what_their_makers_say():
+@pytest.mark.parametrize(
+    ("machine", "teraflops", "nvlink", "card", "memory"),
+    [(A100_80, 312, 600, 200, 80), (H100, 989, 900, 400, 80), (H200, 989, 900, 400, 141)],
+)
+def test_machines_are_what_their_makers_say(machine, teraflops, nvlink, card, memory):
+    # Data sheets of the SXM modules: dense bf16 TFLOPS, NVLink in GB/s of both directions, memory in GB, which are
+    # GiB; of DGX machines the network card in Gbit/s per GPU and direction.
+    assert machine.peak_flops == teraflops * 1e12
+    assert 2 * machine.inside_bandwidth == nvlink * 1e9
+    assert 8 * machine.between_bandwidth == card * 1e9
+    assert 0.98 < machine.memory / (memory * 2**30) < 1, "torch sees a little less than there is"
+
+
+def test_machines_are_known_by_their_names():
     assert MACHINES == {"A100-80": A100_80, "H100": H100, "H200": H200}
-    assert H100.peak_flops == H200.peak_flops > 3 * A100_80.peak_flops
-    assert all(each.between_bandwidth < each.inside_bandwidth for each in MACHINES.values())
+
+
+def test_a_tower_whose_states_are_kept_takes_no_time_and_is_not_gathered():
+    model, query = backbone(), QUERY._replace(patches=100)
+    layout = Layout(4, "sharded", mixed=True)
+    live = pace(model, layout, BATCHES, query, PLAIN, ASSUMED)
+    model.tower_kept = True
+    kept = pace(model, layout, BATCHES, query, PLAIN, ASSUMED)
+    of_layers = sum(weight.numel() for layer in model.layers(model.tower) for weight in layer.parameters())
+    assert live.tower > kept.tower == 0
+    assert live.gathering - kept.gathering == pytest.approx(4 * 2 * of_layers * 3 / 4 / (0.5 * 8e9))
+    assert (kept.decoder, kept.scattering) == pytest.approx((live.decoder, live.scattering))

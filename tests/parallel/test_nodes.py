@@ -44,10 +44,12 @@ def finished(folder, agents):
     """What the first rank wrote down."""
     try:
         codes = [each.wait(LIMIT) for each in agents]
+    except subprocess.TimeoutExpired:
+        codes = [each.poll() for each in agents]
     finally:
         for each in agents:
             each.kill()
-    assert codes == [0, 0], "".join((folder / f"node-{node}.txt").read_text()[-2000:] for node in (0, 1))
+    assert codes == [0, 0], f"{codes}" + "".join((folder / f"node-{node}.txt").read_text()[-2000:] for node in (0, 1))
     return json.loads((folder / "notes.json").read_text()), torch.load(folder / "weights.pt", weights_only=True)
 
 
