@@ -11,6 +11,7 @@ import time
 
 import mlflow
 import pytest
+import torch
 
 from mmrlhf import cli, jsonl, runs, train
 from mmrlhf.datamodules.folds import folds_of
@@ -50,11 +51,14 @@ def folded(home, tmp_path_factory):  # noqa: F811
         status.append(cli.main(list(line)))
         return status[-1]
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the processes have that are compared with this one
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.CritiqueRewardModule, "training_step", watched)
         patch.setattr(runs, "_ended", ended)
         uri = f"sqlite:///{out.parent}/mlflow.db"
         assert trains(home, out, *WHOLE_PASS, "--folds", str(FOLDS), "--run.tracking", uri) == 0
+    torch.set_num_threads(threads)
     assert status == [0] * FOLDS
     return out, given
 
@@ -266,7 +270,8 @@ def test_an_interrupt_of_this_process_alone_reaches_the_other_and_ends_all(home,
 def test_in_processes_of_their_own_the_folds_are_the_same_and_an_interrupt_is_continued(home, folded, tmp_path):  # noqa: F811
     out = tmp_path / "out"
     command = [sys.executable, "-m", "mmrlhf", *words(home, out, *WHOLE_PASS, "--folds", str(FOLDS))]
-    with subprocess.Popen(command, start_new_session=True) as process:
+    one = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, start_new_session=True, env=one) as process:
         while not (out / "fold-1" / "run.json").exists():
             assert process.poll() is None
             time.sleep(0.01)
@@ -274,6 +279,6 @@ def test_in_processes_of_their_own_the_folds_are_the_same_and_an_interrupt_is_co
         assert process.wait(60) == 130
     assert (out / "fold-0" / "fold.json").exists()
     assert not (out / "fold-1" / "fold.json").exists()
-    assert subprocess.run(command, check=False).returncode == 0
+    assert subprocess.run(command, check=False, env=one).returncode == 0
     for number in range(FOLDS):
         assert equal(weights(out / f"fold-{number}"), weights(folded[0] / f"fold-{number}"))
