@@ -29,18 +29,10 @@ from .datamodules.made import packed_set, picture, ranked
 from .killing import kill
 from .modules.families import SUPPORTS, built, saved
 from .modules.queries import batch
+from .threads import one_thread  # noqa: F401 - of itself, for the whole module
 
 FAMILY, FRAMES = "llava_onevision", 3
 Usage = namedtuple("Usage", "total used free")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models of this size are not worth several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import threading
 import time
 
 import pytest
-import torch
 
 from mmrlhf import cli, jsonl
 from mmrlhf import judge as door
@@ -34,19 +33,11 @@ from .test_endpoint import (
     no_key,  # noqa: F401 - of this file too
     quick,  # noqa: F401 - a fixture
 )
+from .threads import one_thread  # noqa: F401 - of itself, for the whole module
 
 PAIR = re.compile(
     r"\[Response 1\]\n(.*)\n\[End of response 1\]\n\n\[Response 2\]\n(.*)\n\[End of response 2\]", re.DOTALL
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models of this size are not worth several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def rows():

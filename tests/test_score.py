@@ -30,20 +30,12 @@ from mmrlhf.score import score
 from .datamodules.made import packed_set, picture, ranked
 from .killing import FORKED, kill
 from .modules.families import saved
+from .threads import one_thread  # noqa: F401 - of itself, for the whole module
 
 FRAMES = 4
 LONG = "I think that there is a green ring on the left and a blue circle on the right, and that neither moves. " * 3
 PICTURE, PICTURES = [Media("image", "0.png")], [Media("image", "1.png"), Media("image", "2.png", 5)]
 FILM = [Media("video", "film")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models of this size are not worth several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def queries(films=True):

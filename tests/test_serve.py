@@ -42,6 +42,7 @@ from .modules.test_scorer import made, ours
 from .modules.test_speaking import talkative
 from .serving.made import Bytes, client, shown, until
 from .test_endpoint import no_key  # noqa: F401 - of this file too
+from .threads import one_thread  # noqa: F401 - of itself, for the whole module
 
 FAMILY, MOST = "llava_onevision", 14
 JUDGING = Judging(
@@ -62,15 +63,6 @@ TALKS = [
     [Message("user", ("Is it red?",))],
     [Message("user", ("no",))],
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models of this size are not worth several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

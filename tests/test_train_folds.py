@@ -11,7 +11,6 @@ import time
 
 import mlflow
 import pytest
-import torch
 
 from mmrlhf import cli, jsonl, runs, train
 from mmrlhf.datamodules.folds import folds_of
@@ -24,10 +23,10 @@ from mmrlhf.score import score
 from .test_train import equal, weights
 from .test_train_reward import (
     home,  # noqa: F401 - a fixture
-    one_thread,  # noqa: F401 - of this file too
     trains,
     words,
 )
+from .threads import one_thread  # noqa: F401 - as the processes have that are compared with this one
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 FOLDS, WHOLE_PASS = 2, ("--trainer.max_steps", "5")
@@ -51,14 +50,11 @@ def folded(home, tmp_path_factory):  # noqa: F811
         status.append(cli.main(list(line)))
         return status[-1]
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the processes have that are compared with this one
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.CritiqueRewardModule, "training_step", watched)
         patch.setattr(runs, "_ended", ended)
         uri = f"sqlite:///{out.parent}/mlflow.db"
         assert trains(home, out, *WHOLE_PASS, "--folds", str(FOLDS), "--run.tracking", uri) == 0
-    torch.set_num_threads(threads)
     assert status == [0] * FOLDS
     return out, given
 

@@ -25,18 +25,10 @@ from mmrlhf.records import DIMENSIONS, RankedQuery
 from mmrlhf.world.policy import build_model, build_processor
 
 from .test_train import equal, weights
+from .threads import one_thread  # noqa: F401 - of itself, for the whole module
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 STEPS, BATCH = 4, 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums in one order, and no more of the machine than a core."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

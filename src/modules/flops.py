@@ -39,6 +39,16 @@ def tokens_of(lengths: Lengths, shared: bool) -> int:
     return sum(segments) + prefix * (1 if shared else len(segments))
 
 
+def pixels_of(batch: PackedQueries) -> int:
+    """The numbers in which pictures and films come."""
+    return sum(seen.numel() for name, seen in batch.rows.features.items() if name.startswith("pixel_values"))
+
+
+def supervised_of(batch: PackedQueries) -> int:
+    """Tokens whose log-probs are computed."""
+    return int((batch.rows.labels >= 0).sum())
+
+
 class Cost:
     """The cost of a backbone per token, per look and per patch."""
 
@@ -63,9 +73,7 @@ class Cost:
     def work(self, batch: PackedQueries, shared: bool, again: bool) -> Work:
         """What a micro-batch costs; `again`: the layers are computed once more in the backward pass."""
         sizes: list[Lengths] = lengths(batch.rows)
-        pixels = sum(seen.numel() for name, seen in batch.rows.features.items() if name.startswith("pixel_values"))
-        supervised = int((batch.rows.labels >= 0).sum())
-        flops = self.step(sizes, supervised, pixels, shared, again)
+        flops = self.step(sizes, supervised_of(batch), pixels_of(batch), shared, again)
         tokens, unique = (sum(tokens_of(size, way) for size in sizes) for way in (shared, True))
         return Work(sum(map(bool, batch.ids)), len(batch.pairs), tokens, unique, flops)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from .flops import Cost, tokens_of
+from .flops import Cost, pixels_of, supervised_of, tokens_of
 from .memory import Batches, Estimate, estimate, size
 from .pace import MACHINES, Query, pace
 from .packed import lengths
@@ -99,14 +99,13 @@ def forecast(
 
 
 def _query(batch: PackedQueries, cost: Cost) -> Query:
-    return Query(lengths(batch.rows)[0], int((batch.rows.labels >= 0).sum()), _patches(batch, cost))
+    return Query(lengths(batch.rows)[0], supervised_of(batch), _patches(batch, cost))
 
 
 def _patches(batch: PackedQueries, cost: Cost) -> int:
     if not cost.per_patch:  # the tower is not computed, its pictures are only names
         return 0
-    pixels = sum(seen.numel() for name, seen in batch.rows.features.items() if name.startswith("pixel_values"))
-    return int(pixels // cost.pixels_per_patch)
+    return int(pixels_of(batch) // cost.pixels_per_patch)
 
 
 def _held(reader: PackedReader, batch: PackedQueries, shared: bool) -> int:

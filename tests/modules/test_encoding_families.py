@@ -11,21 +11,13 @@ from mmrlhf.batches import IGNORED, PADDING
 from mmrlhf.datamodules.rows import Answers
 
 from ..datamodules.made import opened, picture, sample
+from ..threads import one_thread  # noqa: F401 - of itself, for the whole module
 from .families import BUILD, SUPPORTS, TIED, built, saved
 from .queries import FILM, FRAMES, batch, samples
 
 ALL = [(family, kind) for family, kinds in SUPPORTS.items() for kind in kinds]
 FRAMES_ARE_PICTURES = ("internvl", "smolvlm")
 """Families whose films have the same placeholders and features as pictures."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models of this size are not worth several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def ordinary(processor, case, answer=None):

@@ -20,6 +20,7 @@ from mmrlhf.modules.packed import lengths, unpacked
 from mmrlhf.modules.scorer import ResponseScorer, told
 
 from ..datamodules.made import sample
+from ..threads import one_thread  # noqa: F401 - of itself, for the whole module
 from .families import PATCH, SIDE, SQUARE, SUPPORTS, VISION, built, lively, template, text_config, tokenizer
 from .queries import FRAMES, LONG, batch, samples
 
@@ -39,15 +40,6 @@ WAYS = {
 BOTH = ("separate", "auto")
 IN_DOUBLE = ("llava_onevision", "qwen2_5_vl", "gemma3")
 TALKATIVE = [("It", "no", "", "a cat", "up and down"), (f"{LONG} {LONG}", "I")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models of this size are not worth several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def llava(text=hf.LlamaConfig, **options):
